@@ -1,0 +1,45 @@
+# Everything a developer or a newcomer runs. Each target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SIZE ?= 300
+ARGS ?=
+
+.PHONY: help setup demo test lint bench lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F':.*?## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## .venv with the console script in it
+
+$(VENV)/.installed: requirements/lock.txt pyproject.toml
+	@echo "Setting up $(VENV) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; say which with: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/lock.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## move a game server between two nodes on this machine (SIZE=MB)
+	@$(BIN)/transfer-sidecar demo --size $(SIZE) $(ARGS)
+
+test: setup ## all tests; what needs a Docker engine or root is skipped with a reason where it is missing
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff, mypy --strict, import layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup ## speed and memory beside tar | gzip -1, in one run
+	@$(BIN)/python -m integration.bench $(ARGS)
+
+lock: ## write requirements/lock.txt anew from pyproject.toml
+	@$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
+	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --extra demo --extra dev pyproject.toml -o requirements/lock.txt
+	@rm -rf .venv-lock
+
+clean: ## remove what the targets above made
+	@rm -rf $(VENV) .venv-lock .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
