@@ -1,0 +1,119 @@
+"""The neighbours of the engine, as contracts. Adapters fulfil them; the engine knows nothing else of the world outside.
+
+Each contract is for one server at a time, named by its UUID in lower case. Methods are coroutines because they wait; an
+adapter does blocking work in threads of its own. If a call is cancelled, the neighbour may or may not have acted.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Protocol
+
+import msgspec
+
+
+class RunState(StrEnum):
+    RUNNING = "running"
+    STOPPED = "stopped"
+    MISSING = "missing"  # no container, and no running container mounts the volume
+
+
+class Observed(msgspec.Struct, frozen=True):
+    """A server's environment as it was before a transfer touched it; journaled, so plain values only."""
+
+    state: RunState
+    container: str | None = None  # full id
+    restart_policy: dict[str, Any] | None = None  # as the engine gave it, to be put back
+    restart_count: int = 0
+
+
+class StopHow(msgspec.Struct, frozen=True):
+    """How to stop: the panel's `process_configuration.stop`, or the engine's own stop."""
+
+    kind: str = "stop"  # stop, command, signal
+    value: str | None = None  # the console line, or the signal's name
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """The panel's answer to `GET /api/remote/servers/{uuid}`, as it came (shape: the remote API)."""
+
+    settings: dict[str, Any]
+    process_configuration: dict[str, Any]
+
+
+class Runtime(Protocol):
+    """What runs the servers of this node: a container engine, nothing, later a node daemon."""
+
+    async def observe(self, server: str) -> Observed:
+        """The environment as it is now. Changes nothing.
+
+        Raises HostFailed (`engine.unreachable`, `engine.failed`): then nothing may be assumed.
+        """
+
+    async def stop(self, server: str, observed: Observed, how: StopHow) -> None:
+        """Stop the server and return once it verifiably does not run: not running, not restarting, not replaced.
+
+        Disarms the restart policy first. Already stopped or missing returns at once. Idempotent.
+        Raises HostFailed (`server.stop_timeout`, `server.stop_failed`, `engine.*`).
+        """
+
+    async def verify_stopped(self, server: str, observed: Observed) -> None:
+        """Raise HostFailed (`server.started_outside`) unless the server is still stopped, the same container."""
+
+    async def wait_started_outside(self, server: str) -> None:
+        """Return when a container of that server is seen to start; wait otherwise. Never raises for a lost engine."""
+
+    async def start(self, server: str, observed: Observed) -> None:
+        """Put the restart policy back and, if it ran when observed, start it again. Idempotent.
+
+        Raises HostFailed.
+        """
+
+    async def prepare(self, server: str, configuration: Configuration | None) -> None:
+        """All that may fail without harm before the commit: engine reachable, image present or pulled.
+
+        Raises HostFailed (`environment.image`, `engine.*`), PeerFailed (`panel.malformed`).
+        """
+
+    async def activate(self, server: str, configuration: Configuration | None, *, start: bool) -> None:
+        """This node owns the server now: make its environment, start it if asked. Idempotent.
+
+        Raises HostFailed (`environment.failed`, `engine.*`).
+        """
+
+    async def remove(self, server: str) -> None:
+        """The server has left this node: remove its stopped environment, never its volume. Missing is fine."""
+
+    async def mounts_running(self, server: str) -> bool:
+        """Whether any running container mounts the server's volume (compared by mount, not by name)."""
+
+    async def check(self) -> None:
+        """Readiness: raise HostFailed (`engine.unreachable`) when the engine does not answer."""
+
+
+class Verdict(StrEnum):
+    """What one call to the arbiter came to. One attempt; the engine decides whether to try again."""
+
+    ACCEPTED = "accepted"  # 2xx
+    REFUSED = "refused"  # 4xx: 409, 403, 404, 417 ...: decides nothing by itself
+    UNANSWERED = "unanswered"  # no answer, 5xx, an answer that is not HTTP
+
+
+class Arbiter(Protocol):
+    """Who decides which node owns a server: the panel's database, or without a panel the destination's journal."""
+
+    async def report_success(self, server: str) -> Verdict:
+        """Tell that this node has the whole server. Destination only."""
+
+    async def report_failure(self, server: str) -> Verdict:
+        """Ask for the server's active transfer to be ended as failed."""
+
+    async def is_ours(self, server: str) -> bool | None:
+        """The oracle: whether this node owns the server now; None where it did not answer."""
+
+
+class Panel(Arbiter, Protocol):
+    """The panel's remote API."""
+
+    async def configuration(self, server: str) -> Configuration:
+        """One attempt. Raises PeerFailed (`panel.unreachable`, `panel.refused`, `panel.malformed`)."""
