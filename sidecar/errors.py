@@ -8,8 +8,8 @@
     `- DataCorrupt   what arrived is not what was sent, or is not safe to keep
 
 An error carries a stable dotted `code` (the table `CODES`: code -> HTTP status, one sentence of what it means), a
-message for a person, and `facts`: sizes, ids and paths as plain values. Codes are part of the public contract: they stand
-in REST answers, journal records and bus events. Bugs (`IllegalTransition`) are outside this tree on purpose.
+message for a person, and `facts`: sizes, ids and paths as plain values. Codes are part of the public contract: they
+stand in REST answers, journal records and bus events. Bugs (`IllegalTransition`) are outside this tree on purpose.
 """
 
 from __future__ import annotations
@@ -126,5 +126,5 @@ class DataCorrupt(SidecarError):
     """The bytes are not those that were sent, or are not safe to keep."""
 
 
-class IllegalTransition(Exception):  # noqa: N818 - a bug, not an error of the tree
+class IllegalTransition(Exception):
     """A bug: the lifecycle was told something that its table does not foresee."""

@@ -1,7 +1,7 @@
 """A bounded queue from one thread to another, with an end and with errors in both directions.
 
-`queue.Queue` can say neither "this was the last" nor "the other side is gone"; a pipe says both, so no thread of a pipeline
-can be left waiting for a partner that has failed.
+`queue.Queue` can say neither "this was the last" nor "the other side is gone"; a pipe says both, so no thread of a
+pipeline can be left waiting for a partner that has failed.
 
 Memory: at most `slots` items wait in the pipe; with the one in each partner's hands, slots + 2 are alive.
 """
@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class PipeClosed(Exception):  # noqa: N818 - not a failure: the partner left without one
+class PipeClosed(Exception):
     """The partner went away without an error; the rest of the work is pointless."""
 
 
@@ -51,7 +51,7 @@ class Pipe(Generic[T]):
             self._changed.notify_all()
 
     def break_(self, error: BaseException | None = None) -> None:
-        """Give up: both partners' next call raises `error` (default `PipeClosed`); what waits is dropped. First wins."""
+        """Give up: both partners' next call raises `error` (default `PipeClosed`); what waits is dropped."""
         with self._changed:
             if self._broken is None:
                 self._broken = error if error is not None else PipeClosed()
