@@ -1,0 +1,273 @@
+"""The command `transfer-sidecar`: what can be asked for, and how its errors are told.
+
+Everything heavy is imported by the command that needs it, so that `--help` and `healthcheck` start quickly. Exit codes:
+0 done, 1 it did not work, 2 wrong usage or wrong configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+
+import typer
+
+from sidecar import __version__
+
+if TYPE_CHECKING:
+    from sidecar.settings import Loaded
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130  # as a shell reports a program that Ctrl-C ended
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        envvar="SIDECAR_CONFIG",
+        help="Our configuration, TOML. Any setting can also be `SIDECAR_<SECTION>_<FIELD>` in the environment.",
+    ),
+]
+WingsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--wings-config",
+        metavar="FILE",
+        envvar="SIDECAR_WINGS_CONFIG",
+        help="config.yml of a Wings on this node: its id, tokens, panel, address, TLS and volumes are taken over.",
+    ),
+]
+
+app = typer.Typer(
+    name="transfer-sidecar",
+    help="Moves game servers from node to node: stopped, streamed, verified, committed, and only then announced.",
+    epilog="Try it on this machine, with nothing to configure:  transfer-sidecar demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
+app.add_typer(config_app, name="config")
+
+
+def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
+    """Tell one error on standard error and end."""
+    typer.echo(f"transfer-sidecar: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def load_settings(config: Path | None, wings_config: Path | None, *, is_probe: bool = False) -> Loaded:
+    """The effective settings, or the end of the program with one line per problem (all on one line for a probe)."""
+    from sidecar.errors import HostFailed
+    from sidecar.settings import load
+
+    try:
+        return load(config, wings_config, os.environ)
+    except HostFailed as wrong:
+        lines = wrong.message.splitlines()
+        if is_probe:  # to a container engine 1 is unhealthy and 2 is undefined
+            fail(f"unhealthy: the configuration is wrong: {'; '.join(lines)}")
+        if len(lines) == 1:
+            fail(f"the configuration is wrong: {lines[0]}", EXIT_USAGE)
+        fail("\n  ".join([f"the configuration is wrong, {len(lines)} problems:", *lines]), EXIT_USAGE)
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"transfer-sidecar {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(config: ConfigOption = None, wings_config: WingsOption = None) -> None:
+    """Run this node: answer the panel, send and receive servers.
+
+    Runs until SIGTERM or Ctrl-C. Transfers that are cut short by the end are finished at the next start.
+
+    **Examples**
+
+        transfer-sidecar serve --config /etc/transfer-sidecar.toml
+        transfer-sidecar serve --wings-config /etc/pterodactyl/config.yml
+        SIDECAR_NODE_ID=a SIDECAR_NODE_TOKEN_FILE=/run/secrets/token transfer-sidecar serve
+    """
+    import asyncio
+
+    from sidecar.errors import HostFailed
+
+    loaded = load_settings(config, wings_config)
+    from sidecar.wiring import serve as serve_node
+
+    try:
+        asyncio.run(serve_node(loaded.settings))
+    except HostFailed as failed:
+        fail(failed.message)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@app.command()
+def demo(
+    size: Annotated[
+        int, typer.Option("--size", min=1, max=1_000_000, metavar="MB", help="Size of the game volume.")
+    ] = 300,
+    docker: Annotated[
+        bool | None,
+        typer.Option(
+            "--docker/--no-docker", help="Insist on a running container, or do without. Default: if an engine answers."
+        ),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the nodes running at the end, for the examples of the README.")
+    ] = False,
+) -> None:
+    """Move a game server between two nodes on this machine, and watch.
+
+    Starts a NATS server, a stand-in for the panel and two nodes on loopback; makes a game volume; asks for the transfer
+    as a panel does; shows what the bus tells; compares both volumes file by file. Leaves nothing behind.
+
+    **Examples**
+
+        transfer-sidecar demo
+        transfer-sidecar demo --size 2000 --no-docker
+    """
+    try:
+        from sidecar.demo.run import run
+    except ModuleNotFoundError as missing:  # an installation without the extra
+        fail(f"the demo needs the package {missing.name}: pip install 'transfer-sidecar[demo]'", EXIT_USAGE)
+    raise typer.Exit(run(size_mb=size, use_docker=docker, keep=keep))
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None, wings_config: WingsOption = None) -> None:
+    """Show the effective configuration, each value with where it came from.
+
+    Prints TOML with the secrets masked. Problems go to standard error, all at once, with exit code 2; remarks on what
+    works but deserves a word go there too, with exit code 0.
+    """
+    from sidecar.settings.checks import remarks
+    from sidecar.settings.render import effective
+
+    loaded = load_settings(config, wings_config)
+    typer.echo(effective(loaded), nl=False)
+    for remark in remarks(loaded.settings):
+        typer.echo(f"remark: {remark}", err=True)
+
+
+@config_app.command("table")
+def config_table() -> None:
+    """Show every setting with its default and meaning, as a Markdown table."""
+    from sidecar.settings.render import table
+
+    typer.echo(table())
+
+
+@app.command()
+def healthcheck(
+    config: ConfigOption = None,
+    wings_config: WingsOption = None,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Ask whether the node can work (/readyz), not only whether it runs.")
+    ] = False,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, max=60, metavar="SECONDS", help="Deadline.")] = 5.0,
+) -> None:
+    """Ask the node of this configuration whether it is alive. Exit code 0 or 1, one line.
+
+    For the HEALTHCHECK of a container image or a Kubernetes exec probe.
+    """
+    from sidecar.cli.own_node import NoAnswer, ask
+
+    settings = load_settings(config, wings_config, is_probe=True).settings
+    path = "/readyz" if ready else "/healthz"
+    try:
+        answer = ask(settings.api, "GET", path, timeout_s=timeout_s)
+    except NoAnswer as reason:
+        fail(f"unhealthy: {reason}")
+    if answer.status != 200:
+        fail(f"unhealthy: {path} answered {answer.status}{answer.detail}")
+    typer.echo("healthy")
+
+
+@app.command()
+def resolve(
+    server: Annotated[str, typer.Argument(metavar="SERVER", help="UUID of the server.")],
+    outcome: Annotated[str, typer.Argument(metavar="completed|failed", help="What you know to be true.")],
+    config: ConfigOption = None,
+    wings_config: WingsOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Decide a transfer in doubt, on the node that sent the server.
+
+    A transfer is in doubt when all bytes were sent and neither the destination nor the panel could say how it ended.
+    The server then stays stopped here, its files untouched, until the panel answers. Use this only when it never will,
+    after looking at the destination with your own eyes.
+
+    **completed**: the destination has the server. It is never started here again; its files stay here until they are
+    deleted.
+
+    **failed**: the destination does not have the server and will not get it. It belongs to this node again and may be
+    started here. If the destination does have it, **the world now exists twice**, and what is played on one of the two
+    is lost.
+
+    **Example**
+
+        transfer-sidecar resolve 12345678-1234-1234-1234-123456789012 completed --config sidecar.toml
+    """
+    from uuid import UUID
+
+    from sidecar.cli.own_node import NoAnswer, ask
+
+    try:
+        uuid = str(UUID(server))
+    except ValueError:
+        fail(f"{server!r} is not the UUID of a server", EXIT_USAGE)
+    if outcome not in ("completed", "failed"):
+        fail(f"{outcome!r} is neither completed nor failed", EXIT_USAGE)
+    settings = load_settings(config, wings_config).settings
+    if not yes:
+        typer.echo(_CONSEQUENCES[outcome].format(server=uuid, node=settings.node.id), err=True)
+        try:
+            is_sure = typer.confirm("Is that so?", err=True)
+        except typer.Abort:  # no terminal to answer on
+            is_sure = False
+        if not is_sure:
+            fail("nothing was decided")
+    path = f"/api/servers/{uuid}/transfer/resolve"
+    try:
+        answer = ask(settings.api, "POST", path, token=settings.node.token, body={"outcome": outcome})
+    except NoAnswer as reason:
+        fail(f"the node was not reached: {reason}")
+    if not 200 <= answer.status < 300:
+        fail(f"the node refused ({answer.status}){answer.detail}")
+    typer.echo(f"{uuid}: {outcome}")
+
+
+_CONSEQUENCES: Final = {
+    "completed": "Server {server} will never be started on {node} again. The destination has it.",
+    "failed": "Server {server} will belong to {node} again and may be started there. The destination does not have it; "
+    "if it did, the world would exist twice.",
+}
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
