@@ -1,5 +1,7 @@
 # Everything a developer or a newcomer runs. Each target sets up what it needs.
-PYTHON ?= python3
+# the first Python here that is new enough; say another with: make PYTHON=...
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && exit; done; echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SIZE ?= 300
@@ -15,12 +17,13 @@ setup: $(VENV)/.installed ## .venv with the console script in it
 $(VENV)/.installed: requirements/lock.txt pyproject.toml
 	@echo "Setting up $(VENV) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; say which with: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python has no venv here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/lock.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup ## move a game server between two nodes on this machine (SIZE=MB)
+demo: setup ## move a game server between two nodes on this machine (SIZE=MB, ARGS=--no-docker)
 	@$(BIN)/transfer-sidecar demo --size $(SIZE) $(ARGS)
 
 test: setup ## all tests; what needs a Docker engine or root is skipped with a reason where it is missing
