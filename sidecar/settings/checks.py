@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
-from sidecar.settings.values import Settings
+from sidecar.settings.values import Nats, Settings
 
 _PANEL_WAITS_S: Final = 15  # panels give up a request to a node after this
 _HOST: Final = re.compile(r"[A-Za-z0-9*?_.-]+")
@@ -35,9 +35,7 @@ def _node(settings: Settings) -> Iterator[tuple[str, str]]:
 def _addresses(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.panel.url and (wrong := _wrong_url(settings.panel.url, ("http", "https"))):
         yield "panel.url", wrong
-    for url in settings.nats.url.split(",") if settings.nats.url else ():
-        if wrong := _wrong_url(url.strip(), ("nats", "tls", "ws", "wss")):
-            yield "nats.url", wrong
+    yield from _bus(settings.nats)
     host = settings.containers.host
     if not re.fullmatch(r"unix:///.+|tcp://[^/@\s]+:[0-9]{1,5}", host):
         yield "containers.host", "it must be unix:///path/of/the.sock or tcp://host:port"
@@ -50,6 +48,19 @@ def _addresses(settings: Settings) -> Iterator[tuple[str, str]]:
                 "transfer.allowed_destinations",
                 f"{pattern!r} is not a host, a network (10.0.0.0/8) or an origin (https://node-*.example.com:8080)",
             )
+
+
+def _bus(nats: Nats) -> Iterator[tuple[str, str]]:
+    urls = nats.urls
+    for url in urls:
+        if wrong := _wrong_url(url, ("nats", "tls")):
+            yield "nats.url", wrong
+            return
+    schemes = {urlsplit(url).scheme for url in urls}
+    if len(schemes) > 1:
+        yield "nats.url", "servers with TLS (tls://) and without (nats://) must not be mixed"
+    elif schemes == {"nats"} and (nats.tls_ca or nats.tls_cert):
+        yield "nats.url", "it must begin with tls:// where nats.tls_ca or nats.tls_cert is set"
 
 
 def _wrong_url(url: str, schemes: tuple[str, ...]) -> str | None:
@@ -91,7 +102,7 @@ def _pairs(settings: Settings) -> Iterator[tuple[str, str]]:
     if bool(nats.user) != bool(nats.password):
         missing, given = ("password", "user") if nats.user else ("user", "password")
         yield f"nats.{missing}", f"it must be set together with nats.{given}"
-    ways = {"token": nats.token, "user": nats.user, "creds": nats.creds, "nkey_seed": nats.nkey_seed}
+    ways = {"token": nats.token, "user": nats.user, "creds": nats.creds, "nkey_seed_file": nats.nkey_seed_file}
     given_ways = [name for name, value in ways.items() if value]
     if len(given_ways) > 1:
         yield f"nats.{given_ways[1]}", f"one way to log in is enough, and nats.{given_ways[0]} is set as well"

@@ -292,13 +292,16 @@ class Limits(Struct, frozen=True, kw_only=True):
         16 * 1024
     )
     max_parts: Annotated[int, Meta(ge=3, le=100_000, description="Parts of one upload.")] = 256
-    max_entries: Annotated[int, Meta(ge=1, description="Files, directories and links in one archive.")] = 10_000_000
+    max_entries: Annotated[int, Meta(ge=1, description="Files, directories and links in one archive.")] = 4_000_000
+    max_directories: Annotated[
+        int, Meta(ge=1, description="Directories in one archive; each costs some memory until the end.")
+    ] = 200_000
     max_content_bytes: Annotated[
         int, Meta(ge=1, description="Size of all files in one archive, after decompression.")
-    ] = 4 * 1024 * _GIB
+    ] = 1024 * _GIB
     max_path_bytes: Annotated[
         int, Meta(ge=255, le=65536, description="Length of one path, or link target, in an archive.")
-    ] = 4096
+    ] = 16 * 1024
     max_depth: Annotated[int, Meta(ge=1, le=4096, description="Directories above one entry of an archive.")] = 256
     reserve_bytes: Annotated[int, Meta(ge=0, description="Disk space that a transfer must leave free.")] = 512 * _MIB
     reserve_inodes: Annotated[int, Meta(ge=0, description="Inodes that a transfer must leave free.")] = 1000
@@ -307,9 +310,10 @@ class Limits(Struct, frozen=True, kw_only=True):
         float, Meta(gt=0, le=600, description="Time for the headers of a request, and for the body of a JSON request.")
     ] = 15.0
     max_websockets_per_server: Annotated[int, Meta(ge=1, le=10_000, description="Open WebSockets of one server.")] = 30
+    max_websockets: Annotated[int, Meta(ge=1, le=100_000, description="Open WebSockets of all servers.")] = 256
     max_websocket_message_bytes: Annotated[
         int, Meta(ge=1024, le=_MIB, description="One message received on a WebSocket.")
-    ] = 16 * 1024
+    ] = 4096
 
 
 class Nats(Struct, frozen=True, kw_only=True):
@@ -326,7 +330,7 @@ class Nats(Struct, frozen=True, kw_only=True):
     user: Annotated[str, Meta(description="User at the NATS server, with `password`.")] = ""
     password: Annotated[Secret, Meta(description="Password of `user`.")] = Secret()
     creds: Annotated[Path | None, Meta(description="Credentials file (user JWT and seed).")] = None
-    nkey_seed: Annotated[Secret, Meta(description="Seed of an nkey (`SU...`).")] = Secret()
+    nkey_seed_file: Annotated[Path | None, Meta(description="File with the seed of an nkey (`SU...`).")] = None
     tls_ca: Annotated[
         Path | None, Meta(description="Certificates that sign the NATS server's. Empty: the system's.")
     ] = None
@@ -339,6 +343,11 @@ class Nats(Struct, frozen=True, kw_only=True):
             description="First part of every subject: events are on `<root>.v1.event.>`.",
         ),
     ] = "transfer"
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers of `url`, one by one; none where there is no bus."""
+        return tuple(url.strip() for url in self.url.split(",") if url.strip())
 
 
 class WebSocket(Struct, frozen=True, kw_only=True):

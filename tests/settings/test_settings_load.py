@@ -191,6 +191,11 @@ def test_every_kind_of_value_from_the_environment(tmp_path: Path) -> None:
         ("[containers]\ndata_target = 'home'", "containers.data_target: 'home' does not match ^/.*$"),
         ("[nats]\nroot = 'a.*'", "nats.root: 'a.*' does not match"),
         ("[nats]\nurl = 'nats://a:4222,http://b'", "nats.url: it must be a URL that begins with nats://"),
+        (
+            "[nats]\nurl = 'nats://a,tls://b'",
+            "nats.url: servers with TLS (tls://) and without (nats://) must not be mixed",
+        ),
+        ("[nats]\nurl = 'nats://a'\ntls_ca = 'ca'", "nats.url: it must begin with tls://"),
         ("[nats]\nuser = 'a'", "nats.password: it must be set together with nats.user"),
         ("[nats]\ntoken = 'a'\ncreds = 'b'", "nats.creds: one way to log in is enough, and nats.token is set as well"),
         ("[node]\ntoken_file = '/does/not/exist'", "node.token_file: the file /does/not/exist cannot be read"),
