@@ -46,6 +46,7 @@ class IncomingFacts(msgspec.Struct, frozen=True, kw_only=True, tag="incoming"):
     is_sidecar: bool = False
     is_calagopus: bool = False
     staging: tuple[int, int] | None = None  # device and inode of the staging directory (D5)
+    is_place_free: bool = False  # what was at the volume's place is in the trash (D3)
     finished_at: float | None = None
 
 

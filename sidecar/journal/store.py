@@ -19,6 +19,7 @@ import msgspec
 
 from sidecar.errors import HostFailed
 from sidecar.journal.records import NewerVersion, Record, Unreadable, decode, encode
+from sidecar.lifecycle.state import State
 from sidecar.lifecycle.statuses import Role, Status
 
 log = logging.getLogger(__name__)
@@ -135,9 +136,8 @@ class Journal:
         return Recovered(last, is_damaged)
 
 
-def worth_keeping(record: Record) -> bool:
-    """Whether history must not forget this record: something is to be done, or the panel's DELETE still to come."""
-    state = record.state
+def worth_keeping(state: State) -> bool:
+    """Whether history must not forget a transfer in this state: something is to be done, or the panel's DELETE still to come."""
     departed = state.role is Role.SOURCE and state.status is Status.COMPLETED and not state.delete_requested
     return state.holds_slot or state.owes_cleanup or departed
 

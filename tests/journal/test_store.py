@@ -112,9 +112,9 @@ def test_a_departed_server_is_kept_until_the_panel_deletes_it() -> None:
     import msgspec
 
     ended = msgspec.structs.replace(record(1).state, stage=Stage.ENDED, status=Status.COMPLETED)
-    assert worth_keeping(msgspec.structs.replace(record(1), state=ended))
+    assert worth_keeping(ended)
     deleted = msgspec.structs.replace(ended, delete_requested=True)
-    assert not worth_keeping(msgspec.structs.replace(record(1), state=deleted))
+    assert not worth_keeping(deleted)
 
 
 def test_a_full_disk_leaves_nothing_of_the_record(tmp_path: Path) -> None:

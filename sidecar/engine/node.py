@@ -1,0 +1,400 @@
+"""The roster of one node: which transfers there are, who may begin one, and what is still owed after a restart.
+
+One transfer per server, either direction (D1): the slot is taken synchronously, before the first await, and it is free
+again only when the transfer's own state says so. Every transfer runs in a task of the roster's task group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Literal
+
+import msgspec
+
+from sidecar.engine.contract import Caller, IncomingUpload, ServerView, SourceCut, StartTransfer
+from sidecar.engine.incoming import Incoming
+from sidecar.engine.outgoing import Outgoing
+from sidecar.engine.services import Services
+from sidecar.engine.transfer import Transfer, not_transferring
+from sidecar.errors import HostFailed, Refused, SidecarError
+from sidecar.journal.records import IncomingFacts, OutgoingFacts
+from sidecar.journal.store import Recovered, worth_keeping
+from sidecar.lifecycle import events as on
+from sidecar.lifecycle.effects import Effect
+from sidecar.lifecycle.events import Event
+from sidecar.lifecycle.stages import Stage
+from sidecar.lifecycle.state import State, first
+from sidecar.lifecycle.statuses import Role, Status
+from sidecar.ports import Observed, RunState, StopHow
+from sidecar.views import TransferEvent, TransferView
+
+log = logging.getLogger(__name__)
+
+HISTORY = 500  # ended transfers that are remembered; each is a file of a few KiB
+ANSWER_WAIT_S = 20.0  # the source's answer waits this long for the panel to have been told of a failure
+KILL = StopHow("signal", "SIGKILL")
+
+
+class Node:
+    """Fulfils `contract.Transfers`. Use it as `async with node.running():`."""
+
+    def __init__(self, services: Services, *, max_outgoing: int, max_incoming: int, refuse_deletion: bool) -> None:
+        self._services = services
+        self._limits = {Role.SOURCE: max_outgoing, Role.DESTINATION: max_incoming}
+        self._refuse_deletion = refuse_deletion
+        self._transfers: dict[str, Transfer] = {}  # by transfer id, oldest first
+        self._newest: dict[str, Transfer] = {}  # by server
+        self._reserved: set[str] = set()  # servers for which a transfer is about to begin
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._draining = False
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Node]:
+        """Recover what the journal holds, then serve. On leaving nothing is decided: what runs is cut, as by a kill."""
+        await self._services.in_thread(self._services.journal.prepare)
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                await self._recover()
+                yield self
+            finally:
+                self._draining = True
+                for transfer in self._transfers.values():
+                    transfer.close()
+                for task in self._tasks.values():
+                    task.cancel()
+        await self._services.in_thread(self._services.journal.close)
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new, and wait for what moves bytes or awaits a verdict, for `grace_s` at most."""
+        self._draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                for transfer in list(self._transfers.values()):
+                    if transfer.facts.transfer in self._tasks:
+                        await transfer.wait_until(lambda state: state.is_final)
+
+    async def _recover(self) -> None:
+        recovered = await self._services.in_thread(self._services.journal.replay)
+        for found in recovered:
+            transfer = self._revive(found)
+            self._remember(transfer)
+            if found.record.state.holds_slot or found.record.state.owes_cleanup:
+                log.info("recovering transfer %s in stage %s", transfer.facts.transfer, transfer.state.stage)
+                self._run(transfer, told=on.Restarted())
+        await self._services.in_thread(self._sweep)
+
+    def _revive(self, found: Recovered) -> Transfer:
+        record = found.record
+        state = assume_the_worse(record.state) if found.is_damaged else record.state
+        if isinstance(record.facts, OutgoingFacts):
+            return Outgoing(self._services, state, record.facts, seq=record.seq, event_seq=record.event_seq)
+        return Incoming(self._services, state, record.facts, seq=record.seq, event_seq=record.event_seq)
+
+    def _sweep(self) -> None:
+        """In a thread: staging directories that no transfer will ask for again; trash that is old enough."""
+        wanted = {t.facts.transfer for t in self._transfers.values() if t.state.holds_slot}
+        for leftover in self._services.volumes.leftovers():
+            if leftover.transfer not in wanted:
+                log.info("removing the staging directory of transfer %s", leftover.transfer)
+                leftover.remove()
+        self._services.volumes.purge(self._services.now())
+
+    async def keep_house(self, interval_s: float = 300.0) -> None:
+        """Purge trash that is old enough, for ever."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self._services.in_thread(self._services.volumes.purge, self._services.now())
+            except SidecarError as error:
+                log.warning("%s", error.message)
+
+    # -- slots ---------------------------------------------------------------------------------------------------------
+    @contextmanager
+    def _slot(self, server: str, role: Role) -> Iterator[None]:
+        """Take the server's slot while a transfer is being made; synchronous up to the `yield`.
+
+        Raises Refused (`transfer.exists`, `transfer.quarantine`, `transfer.too_many`).
+        """
+        newest = self._newest.get(server)
+        if server in self._reserved or (newest is not None and newest.state.holds_slot):
+            if newest is not None and newest.state.is_final and server not in self._reserved:
+                message = "A call of the previous transfer of this server can still land at the panel; try again later."
+                raise Refused("transfer.quarantine", message, transfer=newest.facts.transfer)
+            raise Refused("transfer.exists", "A transfer is already in progress for this server.")
+        active = sum(
+            t.state.role is role and t.state.holds_slot and not t.state.is_final for t in self._transfers.values()
+        )
+        if self._draining or active + len(self._reserved) >= self._limits[role]:
+            raise Refused(
+                "transfer.too_many", "This node takes no more transfers at the moment.", limit=self._limits[role]
+            )
+        self._reserved.add(server)
+        try:
+            yield
+        finally:
+            self._reserved.discard(server)
+
+    def _remember(self, transfer: Transfer) -> None:
+        self._transfers[transfer.facts.transfer] = transfer
+        self._newest[transfer.facts.server] = transfer
+
+    async def _forget_old(self) -> None:
+        ended = [t for t in self._transfers.values() if t.facts.transfer not in self._tasks and not self._is_needed(t)]
+        for transfer in ended[: max(0, len(ended) - HISTORY)]:
+            del self._transfers[transfer.facts.transfer]
+            if self._newest.get(transfer.facts.server) is transfer:
+                del self._newest[transfer.facts.server]
+            await self._services.in_thread(self._services.journal.forget, transfer.facts.transfer)
+
+    def _is_needed(self, transfer: Transfer) -> bool:
+        newest = self._newest.get(transfer.facts.server) is transfer
+        return worth_keeping(transfer.state) and (newest or transfer.state.holds_slot)
+
+    def _run(self, transfer: Transfer, *effects: Effect, told: Event | None = None) -> None:
+        assert self._group is not None
+        transfer_id = transfer.facts.transfer
+        task = self._group.create_task(self._drive(transfer, *effects, told=told), name=f"transfer {transfer_id}")
+        self._tasks[transfer_id] = task
+
+    async def _drive(self, transfer: Transfer, *effects: Effect, told: Event | None) -> None:
+        try:
+            await transfer.run(*effects, told=told)
+        finally:
+            del self._tasks[transfer.facts.transfer]
+            self._services.journal.release(transfer.facts.transfer)
+        await self._forget_old()
+
+    def _has_departed(self, server: str) -> bool:
+        """Whether the last thing known of that server is that it left this node."""
+        newest = self._newest.get(server)
+        return newest is not None and newest.state.role is Role.SOURCE and newest.state.status is Status.COMPLETED
+
+    # -- source --------------------------------------------------------------------------------------------------------
+    async def start(self, request: StartTransfer, *, caller: Caller | None, respond_async: bool) -> TransferView:
+        if not await self._services.in_thread(self._services.volumes.has, request.server):
+            raise Refused("server.unknown", "The requested resource does not exist on this instance.")
+        if self._has_departed(request.server):
+            raise Refused("server.departed", "The server has left this node; only its old files are here.")
+        with self._slot(request.server, Role.SOURCE):
+            target = await self._services.in_thread(self._services.policy.resolve, request.url)
+            observed = await self._services.runtime.observe(request.server)
+            facts = OutgoingFacts(
+                transfer=str(uuid.uuid4()),
+                server=request.server,
+                url=request.url,
+                token="" if self._services.panel is not None else request.token,
+                accepted_at=self._services.now(),
+                observed=observed,
+                start_on_completion=request.start_on_completion,
+            )
+            state = first(Role.SOURCE, respond_async=respond_async)
+            transfer = Outgoing(self._services, state, facts, target=target, token=request.token, caller=caller)
+            await transfer.begin()
+            self._remember(transfer)
+        self._run(transfer, Effect.STOP_SERVER)
+        if respond_async:
+            transfer.answered_now()
+            return transfer.view()
+        await transfer.wait_until(lambda state: state.stage is not Stage.STOPPING)
+        if not transfer.was_accepted:
+            raise transfer.error()
+        return transfer.view()
+
+    # -- destination ---------------------------------------------------------------------------------------------------
+    async def receive(self, upload: IncomingUpload) -> TransferView:
+        transfer: Incoming | None = None
+        try:
+            transfer = await self._begin_receipt(upload)
+            state = await transfer.wait_until(lambda state: state.is_final)
+            if state.status is Status.COMPLETED:
+                return transfer.view()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_WAIT_S):
+                    await transfer.wait_until(lambda state: not state.owes_failure and not state.owes_cleanup)
+            raise transfer.error()
+        except SidecarError as error:
+            if upload.is_calagopus or (transfer is not None and transfer.is_calagopus):
+                upload.connection.abort()
+                raise SourceCut(error.code) from error
+            raise
+
+    async def _begin_receipt(self, upload: IncomingUpload) -> Incoming:
+        transfer_id = upload.transfer or str(uuid.uuid4())
+        with self._slot(upload.server, Role.DESTINATION):
+            if transfer_id in self._transfers:
+                raise Refused(
+                    "transfer.exists", "That transfer has been seen before and is over.", transfer=transfer_id
+                )
+            facts = IncomingFacts(
+                transfer=transfer_id,
+                server=upload.server,
+                peer=upload.peer,
+                accepted_at=self._services.now(),
+                start_on_completion=bool(upload.start_on_completion),
+                content_bytes=upload.content_bytes,
+                entries=upload.entries,
+                is_sidecar=upload.is_sidecar,
+                is_calagopus=upload.is_calagopus,
+            )
+            transfer = Incoming(
+                self._services,
+                first(Role.DESTINATION),
+                facts,
+                upload=upload,
+                has_departed=self._has_departed(upload.server),
+            )
+            await transfer.begin()
+            self._remember(transfer)
+        self._run(transfer, Effect.ADMIT)
+        return transfer
+
+    async def settle(self, server: str, transfer: str) -> Literal["completed", "failed"]:
+        if self._services.panel is not None:
+            raise Refused("transfer.none", "This node's transfers are decided by its panel.")
+        found = self._transfers.get(transfer)
+        if found is None:
+            with self._slot(server, Role.DESTINATION):
+                await self._bury(server, transfer)
+            return "failed"
+        if found.state.role is not Role.DESTINATION or found.facts.server != server:
+            raise Refused("transfer.none", "That transfer does not arrive at this node.")
+        if not found.state.is_final and not found.state.in_doubt:
+            with suppress(Refused):
+                await found.ask(on.CancelRequested())
+        state = await found.wait_until(lambda state: state.is_final or state.stage is Stage.ACTIVATING)
+        return "failed" if state.status in (Status.FAILED, Status.CANCELLED) else "completed"
+
+    async def _bury(self, server: str, transfer: str) -> None:
+        """Remember a transfer that never arrived as failed, so that it cannot arrive after the question."""
+        now = self._services.now()
+        facts = IncomingFacts(transfer=transfer, server=server, peer="", accepted_at=now, finished_at=now)
+        message = "The source asked how it ended before it had arrived."
+        state = State(
+            role=Role.DESTINATION,
+            stage=Stage.ENDED,
+            status=Status.FAILED,
+            reason="upload.truncated",
+            message=message,
+        )
+        buried = Incoming(self._services, state, facts)
+        await buried.begin("Settled")
+        newest = self._newest.get(server)
+        self._transfers[transfer] = buried
+        if newest is None:
+            self._newest[server] = buried
+
+    # -- both ----------------------------------------------------------------------------------------------------------
+    async def cancel(self, server: str, role: Role) -> TransferView:
+        transfer = self._newest.get(server)
+        if transfer is None or transfer.state.role is not role:
+            raise not_transferring()
+        await transfer.ask(on.CancelRequested())
+        return transfer.view()
+
+    async def resolve(self, server: str, outcome: Literal["completed", "failed"]) -> TransferView:
+        transfer = self._newest.get(server)
+        if transfer is None or not transfer.state.in_doubt:
+            raise Refused("transfer.none", "No transfer of that server is in doubt.")
+        await transfer.ask(on.Resolved(outcome))
+        return transfer.view()
+
+    async def delete_server(self, server: str) -> None:
+        if self._refuse_deletion:
+            raise Refused("server.deletion_refused", "The settings of this node refuse the deletion of servers.")
+        transfer = self._newest.get(server)
+        if transfer is not None and not transfer.state.is_final:
+            if transfer.state.role is Role.DESTINATION:
+                # Before the commit there is nothing of ours to delete; after it the transfer itself finds out whose
+                # the server is, and moves the volume to trash if it is not ours (D8).
+                with suppress(Refused):
+                    await transfer.ask(on.CancelRequested())
+                return
+            if transfer.state.stage in (Stage.STOPPING, Stage.SENDING, Stage.CUTTING):
+                with suppress(Refused):
+                    await transfer.ask(on.CancelRequested(restart=False))
+                await transfer.wait_until(lambda state: state.is_final or state.in_doubt)
+        if transfer is not None and (transfer.state.in_doubt or self._has_departed(server)):
+            await self._delete_departed(transfer)
+            return
+        await self._delete_own(server)
+
+    async def _delete_departed(self, transfer: Transfer) -> None:
+        """S3d, S5: the panel's DELETE after a transfer. Answered at once; the files go when the oracle agrees."""
+        if transfer.facts.transfer in self._tasks:
+            with suppress(Refused):
+                await transfer.ask(on.ServerDeleted())
+        else:
+            if transfer.state.delete_requested:
+                raise Refused("server.unknown", "The requested resource does not exist on this instance.")
+            self._run(transfer, told=on.ServerDeleted())
+            await transfer.wait_until(lambda state: state.delete_requested)
+            await transfer.wait_until(lambda state: not state.owes_cleanup)
+
+    async def _delete_own(self, server: str) -> None:
+        """An ordinary deletion: the server is stopped, its container removed, its files go to trash."""
+        volumes, runtime = self._services.volumes, self._services.runtime
+        has_volume = await self._services.in_thread(volumes.has, server)
+        observed = await runtime.observe(server)
+        if not has_volume and observed.state is RunState.MISSING:
+            raise Refused("server.unknown", "The requested resource does not exist on this instance.")
+        if observed.state is RunState.RUNNING:
+            await runtime.stop(server, observed, KILL)
+        await self._services.in_thread(volumes.trash, server, "deleted", self._services.now())
+        await runtime.remove(server)
+
+    # -- what others see -----------------------------------------------------------------------------------------------
+    def views(self) -> list[TransferView]:
+        found = sorted(self._transfers.values(), key=lambda t: (t.state.is_final, -t.facts.accepted_at))
+        return [transfer.view() for transfer in found]
+
+    def view(self, server: str) -> TransferView | None:
+        newest = self._newest.get(server)
+        return newest.view() if newest is not None else None
+
+    async def servers(self) -> list[ServerView]:
+        names = await self._services.in_thread(self._services.volumes.servers)
+        return [await self._server_view(name) for name in names]
+
+    async def server(self, server: str) -> ServerView:
+        if not await self._services.in_thread(self._services.volumes.has, server):
+            raise Refused("server.unknown", "The requested resource does not exist on this instance.")
+        return await self._server_view(server)
+
+    async def _server_view(self, server: str) -> ServerView:
+        try:
+            observed = await self._services.runtime.observe(server)
+        except HostFailed:
+            observed = Observed(RunState.MISSING)
+        newest = self._newest.get(server)
+        return ServerView(
+            uuid=server,
+            state="running" if observed.state is RunState.RUNNING else "offline",
+            is_transferring=newest is not None and not newest.state.is_final,
+            transferred=self._has_departed(server),
+            volume=str(self._services.volumes.layout(server).volume),
+        )
+
+    def events(self, server: str | None) -> AsyncIterator[TransferEvent]:
+        return self._services.hub.listen(server)
+
+
+def assume_the_worse(state: State) -> State:
+    """A later decision than this one may be lost to a damaged disk: recover as if it had been taken.
+
+    The source may have been past its point, the destination in its commit; both ask before they act.
+    """
+    worse = {
+        Stage.SENDING: Stage.AWAITING_VERDICT,
+        Stage.CUTTING: Stage.AWAITING_VERDICT,
+        Stage.PREPARING: Stage.COMMITTING,
+    }
+    stage = worse.get(state.stage, state.stage)
+    past_point = state.past_point or stage is Stage.AWAITING_VERDICT
+    return msgspec.structs.replace(state, stage=stage, past_point=past_point)

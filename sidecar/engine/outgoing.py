@@ -1,0 +1,344 @@
+"""The source: stops the server, sends its archive, and finds out how it ended.
+
+S1 is the shape of this file: `send_archive` sends everything but the end of the archive and returns; only the decision
+that follows, once it is on disk, lets `finish_upload` send the end and the boundary behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from contextlib import suppress
+
+import msgspec
+
+from sidecar.archive.produce import ArchiveProducer, Dialect
+from sidecar.engine.arbiter import PeerArbiter
+from sidecar.engine.contract import Caller
+from sidecar.engine.notices import NoticeLines
+from sidecar.engine.peer import PeerKind, probe
+from sidecar.engine.progress import duration, size
+from sidecar.engine.services import Services
+from sidecar.engine.transfer import Perform, Transfer
+from sidecar.errors import HostFailed, PeerFailed, SidecarError
+from sidecar.journal.records import OutgoingFacts
+from sidecar.lifecycle import events as on
+from sidecar.lifecycle.effects import Effect
+from sidecar.lifecycle.events import Event
+from sidecar.lifecycle.stages import Stage
+from sidecar.lifecycle.state import State
+from sidecar.lifecycle.statuses import Status
+from sidecar.ports import Arbiter, RunState, StopHow
+from sidecar.wire.destination import Target
+from sidecar.wire.headers import UploadHeaders, encode
+from sidecar.wire.upload import Upload, failure_of
+
+
+class Outgoing(Transfer):
+    """One server on its way out."""
+
+    facts: OutgoingFacts
+
+    def __init__(
+        self,
+        services: Services,
+        state: State,
+        facts: OutgoingFacts,
+        *,
+        target: Target | None = None,
+        token: str = "",
+        caller: Caller | None = None,
+        seq: int = 0,
+        event_seq: int = 0,
+    ) -> None:
+        super().__init__(services, state, facts, seq=seq, event_seq=event_seq)
+        self._target = target  # None after a restart: nothing is sent any more
+        self._token = token
+        self._caller = caller
+        self._producer: ArchiveProducer | None = None
+        self._upload: Upload | None = None
+        self._digest = hashlib.sha256()
+        self._given_up = False
+        self.was_accepted = False  # the server was stopped and the caller may have its 202
+        self._notices = NoticeLines(self.say, asyncio.get_running_loop())
+
+    @property
+    def performers(self) -> dict[Effect, Perform]:
+        return {
+            Effect.STOP_SERVER: self.stop_server,
+            Effect.SEND_ARCHIVE: self.send_archive,
+            Effect.FINISH_UPLOAD: self.finish_upload,
+            Effect.CUT_UPLOAD: self.cut_upload,
+            Effect.RESTORE_SERVER: self.restore_server,
+            Effect.TRASH_DEPARTED: self.trash_departed,
+            Effect.TELL_FAILURE: self.tell_failure,
+            Effect.ASK_OWNER: self.ask_owner,
+            Effect.HOLD_SLOT: self.hold_slot,
+        }
+
+    def failed(self, effect: Effect, error: SidecarError) -> Event:
+        match effect:
+            case Effect.STOP_SERVER:
+                return on.StopFailed(error.code, error.message)
+            case Effect.SEND_ARCHIVE:
+                return on.SendFailed(error.code, error.message)
+            case Effect.FINISH_UPLOAD:
+                return on.UploadUnsure(error.code, error.message)
+            case Effect.RESTORE_SERVER:
+                return on.RestoreFailed(error.code, error.message)
+            case Effect.TRASH_DEPARTED:
+                return on.CleanUpFailed(error.code, error.message)
+            case Effect.TELL_FAILURE:
+                return on.FailureUnanswered(call=self.state.call)
+            case Effect.ASK_OWNER:
+                return on.OwnerUnanswered(call=self.state.call)
+            case Effect.CUT_UPLOAD:
+                return on.UploadCut()
+            case _:
+                return on.HoldOver()
+
+    @property
+    def peer(self) -> str | None:
+        return self.facts.url
+
+    def arbiter(self) -> Arbiter:
+        if self.services.panel is not None:
+            return self.services.panel
+        return PeerArbiter(self.services, self.facts)
+
+    def stage_line(self, stage: Stage) -> str | None:
+        match stage:
+            case Stage.STOPPING:
+                return "Stopping the server..."
+            case Stage.SENDING:
+                return "Preparing to stream server data to destination..."
+            case Stage.AWAITING_VERDICT:
+                return "Finished streaming archive to destination."
+            case Stage.REPORTING_FAILURE:
+                return (
+                    f"The outcome is in doubt ({self.state.message}): the server stays stopped and its files stay here "
+                    "until it is known."
+                )
+            case Stage.SETTLING if self.state.status is Status.COMPLETED:
+                return "The server has moved to the destination."
+            case _:
+                return None
+
+    def after(self, old: State, new: State) -> None:
+        if new.stage is Stage.SENDING and old.stage is Stage.STOPPING:
+            self.was_accepted = True
+            if not new.respond_async:
+                self.answered_now()
+        if new.is_final and not old.is_final and new.status is not Status.COMPLETED:
+            self._cut()
+
+    # -- the server ----------------------------------------------------------------------------------------------------
+    async def stop_server(self) -> Event:
+        """A caller that hangs up before the answer means that nothing was started."""
+        how = await self._how_to_stop()
+        await self.note(msgspec.structs.replace(self.facts, stop=how))
+        await self.services.runtime.stop(self.facts.server, self.facts.observed, how)
+        if self._caller is not None and not self.state.respond_async and not self._caller.is_open:
+            return on.CallerGone()
+        return on.ServerStopped()
+
+    async def _how_to_stop(self) -> StopHow:
+        """As the panel says; the engine's own stop where the panel does not say or does not answer in time."""
+        if self.services.panel is None or self.facts.observed.state is not RunState.RUNNING:
+            return StopHow()
+        try:
+            async with asyncio.timeout(self.services.timings.panel_stop_lookup_s):
+                configuration = await self.services.panel.configuration(self.facts.server)
+        except (SidecarError, TimeoutError):
+            return StopHow()
+        stop = configuration.process_configuration.get("stop")
+        if not isinstance(stop, dict) or stop.get("type") not in ("stop", "command", "signal"):
+            return StopHow()
+        value = stop.get("value")
+        return StopHow(stop["type"], value if isinstance(value, str) else None)
+
+    async def restore_server(self) -> Event:
+        """Start it again if it ran; asked for ever while the engine does not answer."""
+        if self.facts.observed.state is not RunState.RUNNING or not self.services.sending.restart_on_failure:
+            return on.ServerRestored()
+        runtime, server, observed = self.services.runtime, self.facts.server, self.facts.observed
+        tries = 0
+        while True:
+            try:
+                await runtime.start(server, observed)
+                break
+            except HostFailed as error:
+                tries += 1
+                if error.code != "engine.unreachable" and tries >= 3:
+                    raise
+                self.log.warning("the server cannot be started again: %s (try %d)", error.message, tries)
+                await asyncio.sleep(
+                    min(self.services.timings.retry_cap_s, self.services.timings.retry_first_s * 2**tries)
+                )
+        if self.state.reason in ("server.stop_timeout", "server.stop_failed"):
+            await self._watch_late_exit()
+        self.say("The server runs again on this node.")
+        return on.ServerRestored()
+
+    async def _watch_late_exit(self) -> None:
+        """It was asked to stop and did not in time: it may still obey, and must then be started again."""
+        runtime, server, observed = self.services.runtime, self.facts.server, self.facts.observed
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.services.timings.late_exit_s
+        while loop.time() < deadline:
+            with suppress(HostFailed):
+                if (await runtime.observe(server)).state is RunState.STOPPED:
+                    await runtime.start(server, observed)
+                    return
+            await asyncio.sleep(min(1.0, self.services.timings.late_exit_s))
+
+    async def trash_departed(self) -> Event:
+        """S5: the volume to trash, the stopped container away."""
+        label, now = f"transferred-{self.facts.transfer}", self.services.now()
+        await self.services.in_thread(self.services.volumes.trash, self.facts.server, label, now)
+        try:
+            await self.services.runtime.remove(self.facts.server)
+        except HostFailed as error:
+            self.log.warning("the container of a server that left stays behind: %s", error.message)
+        return on.CleanedUp()
+
+    # -- the upload ----------------------------------------------------------------------------------------------------
+    async def send_archive(self) -> Event:
+        """All of the archive but its end."""
+        if self._target is None:
+            raise HostFailed("transfer.interrupted", "This node was restarted in the middle of the transfer.")
+        kind = await self.services.in_thread(
+            probe, self._target, self.services.sending.connect_timeout_s, self.services.tls
+        )
+        await self.note(msgspec.structs.replace(self.facts, peer_kind=kind.value))
+        dialect = Dialect.SIDECAR if kind is PeerKind.SIDECAR else Dialect.STRANGER
+        self._producer = ArchiveProducer(
+            self.services.volumes.layout(self.facts.server).volume,
+            dialect=dialect,
+            gzip_level=self.services.sending.gzip_level,
+            max_entries=self.services.sending.max_entries,
+            meter=self.meter,
+            notice=self._notices.from_thread,
+            spool_dir=self.services.spool,
+        )
+        if self._given_up:
+            return on.UploadCut()
+        began = asyncio.get_running_loop().time()
+        async with self.progress_lines("Uploading"):
+            await self._while_stopped(asyncio.ensure_future(self.services.in_thread(self._send, self._producer)))
+        self._notices.summary()
+        await self.services.runtime.verify_stopped(self.facts.server, self.facts.observed)
+        self._report(asyncio.get_running_loop().time() - began)
+        return on.ArchiveSent()
+
+    def _send(self, producer: ArchiveProducer) -> None:
+        """In a thread."""
+        assert self._target is not None
+        scan = producer.scan()
+        headers = UploadHeaders(
+            transfer=self.facts.transfer,
+            start_on_completion=self.facts.start_on_completion,
+            content_bytes=scan.size_bytes,
+            entries=scan.files + scan.directories + scan.symlinks,
+            protocol=1,
+        )
+        sending = self.services.sending
+        upload = Upload(
+            self._target,
+            token=self._token,
+            headers=encode(headers),
+            stall_timeout_s=sending.stall_timeout_s,
+            connect_timeout_s=sending.connect_timeout_s,
+            answer_timeout_s=sending.answer_timeout_s,
+            ssl_context=self.services.tls,
+        )
+        self._upload = upload
+        if self._given_up:
+            upload.cut()
+        upload.open()
+        for piece in producer.pieces():
+            self._digest.update(piece)
+            upload.send(piece)
+            self.meter.wire_bytes += len(piece)
+
+    async def _while_stopped(self, sending: asyncio.Future[None]) -> None:
+        """Wait for the thread; a start of the server from outside cuts it, before a wrong archive is committed."""
+        watching = asyncio.create_task(self.services.runtime.wait_started_outside(self.facts.server))
+        try:
+            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done() and not watching.cancelled() and not sending.done():
+                self._cut()
+                await asyncio.wait({sending})
+                with suppress(Exception):
+                    sending.result()
+                message = "The server was started on this node while its files were being sent."
+                raise HostFailed("server.started_outside", message)
+            await sending
+        except asyncio.CancelledError:
+            self._cut()
+            with suppress(Exception):
+                await asyncio.shield(sending)
+            raise
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+
+    async def finish_upload(self) -> Event:
+        """The end of the archive, the checksums, the destination's answer. Only 200 is success."""
+        if self._upload is None or self._producer is None:
+            raise PeerFailed("peer.reset", "The upload is gone.")
+        answer = await self.services.in_thread(self._finish, self._upload, self._producer)
+        if answer is not None:
+            raise answer
+        return on.UploadAccepted()
+
+    def _finish(self, upload: Upload, producer: ArchiveProducer) -> PeerFailed | None:
+        """In a thread."""
+        try:
+            ending = producer.ending()
+            self._digest.update(ending)
+            upload.send(ending)
+            self.meter.wire_bytes += len(ending)
+            upload.finish(self._digest.hexdigest())
+            answer = upload.answer()
+            return None if answer.status == 200 else failure_of(answer)
+        finally:
+            upload.close()
+            producer.close()
+
+    async def cut_upload(self) -> Event:
+        self._cut()
+        while any(task.get_name().startswith(Effect.SEND_ARCHIVE) for task in self._running):
+            await asyncio.wait([task for task in self._running if task.get_name().startswith(Effect.SEND_ARCHIVE)])
+        return on.UploadCut()
+
+    def _cut(self) -> None:
+        self._given_up = True
+        if self._upload is not None:
+            self._upload.cut()
+        if self._producer is not None:
+            self._producer.close()
+
+    def close(self) -> None:
+        """Shutdown: let go of the network and the files, so that threads end. Decides nothing."""
+        self._cut()
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+    def hold_s(self) -> float:
+        """S7, D9: as long as the other end's `success` or a call of ours can still land."""
+        timings = self.services.timings
+        if not self.state.past_point or self.state.status is Status.COMPLETED:
+            return timings.call_timeout_s
+        if self.facts.peer_kind == PeerKind.CALAGOPUS:
+            return timings.quarantine_calagopus_s
+        return timings.quarantine_s
+
+    # -- what others see -----------------------------------------------------------------------------------------------
+    def _report(self, seconds: float) -> None:
+        meter = self.meter
+        rate = size(meter.content_bytes / seconds) if seconds > 0 else "-"
+        self.say(
+            f"Sent {size(meter.content_bytes)} in {meter.files} files as {size(meter.wire_bytes)} "
+            f"in {duration(seconds)} ({rate}/s)."
+        )

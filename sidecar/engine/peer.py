@@ -1,0 +1,75 @@
+"""Who is at the other end: asked before the upload, without credentials, and never believed for more than a dialect."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ssl import SSLContext
+from typing import Any
+
+from sidecar.errors import SidecarError
+from sidecar.wire.destination import Target
+from sidecar.wire.upload import fetch_json
+
+PROTOCOL = 1  # docs/PROTOCOL.md
+MAX_ANSWER_BYTES = 16 * 1024
+
+
+class PeerKind(StrEnum):
+    SIDECAR = "sidecar"
+    CALAGOPUS = "calagopus"
+    UNKNOWN = "unknown"  # Pterodactyl, Pelican, or whatever else answers
+
+
+def probe(target: Target, timeout_s: float, tls: SSLContext | None) -> PeerKind:
+    """`GET /api/transfers/sidecar`. Blocking; any trouble means a stranger, for the upload will say what is wrong.
+
+    A Calagopus daemon answers unknown routes in JSON, which the Go daemons do not (docs/PROTOCOL.md).
+    """
+    try:
+        status, body = fetch_json(
+            target,
+            "GET",
+            f"{target.path.rstrip('/')}/sidecar",
+            headers={},
+            timeout_s=timeout_s,
+            max_bytes=MAX_ANSWER_BYTES,
+            ssl_context=tls,
+        )
+    except SidecarError:
+        return PeerKind.UNKNOWN
+    if not isinstance(body, dict):
+        return PeerKind.UNKNOWN
+    if status == 200 and _speaks(body):
+        return PeerKind.SIDECAR
+    if status == 404 and body.get("error") == "route not found":
+        return PeerKind.CALAGOPUS
+    return PeerKind.UNKNOWN
+
+
+def _speaks(body: dict[str, Any]) -> bool:
+    versions = body.get("protocol")
+    return isinstance(body.get("sidecar"), str) and isinstance(versions, list) and PROTOCOL in versions
+
+
+def settle(
+    target: Target, server: str, transfer: str, token: str, timeout_s: float, tls: SSLContext | None
+) -> str | None:
+    """Without a panel: ask the destination how the transfer ended, failing it if it is not committed. Blocking.
+
+    Returns `completed`, `failed`, or None where it did not say.
+    """
+    try:
+        status, body = fetch_json(
+            target,
+            "POST",
+            f"{target.path.rstrip('/')}/sidecar/settle",
+            headers={"Authorization": token},
+            timeout_s=timeout_s,
+            max_bytes=MAX_ANSWER_BYTES,
+            body={"server": server, "transfer": transfer},
+            ssl_context=tls,
+        )
+    except SidecarError:
+        return None
+    outcome = body.get("outcome") if status == 200 and isinstance(body, dict) else None
+    return outcome if outcome in ("completed", "failed") else None
