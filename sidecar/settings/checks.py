@@ -102,7 +102,7 @@ def _pairs(settings: Settings) -> Iterator[tuple[str, str]]:
     if bool(nats.user) != bool(nats.password):
         missing, given = ("password", "user") if nats.user else ("user", "password")
         yield f"nats.{missing}", f"it must be set together with nats.{given}"
-    ways = {"token": nats.token, "user": nats.user, "creds": nats.creds, "nkey_seed_file": nats.nkey_seed_file}
+    ways = {"token": nats.token, "user": nats.user, "creds": nats.creds, "nkey_seed": nats.nkey_seed}
     given_ways = [name for name, value in ways.items() if value]
     if len(given_ways) > 1:
         yield f"nats.{given_ways[1]}", f"one way to log in is enough, and nats.{given_ways[0]} is set as well"

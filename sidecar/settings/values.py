@@ -262,6 +262,15 @@ class Transfer(Struct, frozen=True, kw_only=True):
             description="0 stores, 1 is fast, 9 is small. What does not compress is stored at any level.",
         ),
     ] = 1
+    shutdown_grace_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86400,
+            description="How long running transfers may go on after SIGTERM. What is cut then is finished or failed, by "
+            "the same rules, at the next start.",
+        ),
+    ] = 30.0
     retain_s: Annotated[
         int,
         Meta(ge=0, description="How long the volume of a server that left is kept in trash. 0: purged at once."),
@@ -330,7 +339,7 @@ class Nats(Struct, frozen=True, kw_only=True):
     user: Annotated[str, Meta(description="User at the NATS server, with `password`.")] = ""
     password: Annotated[Secret, Meta(description="Password of `user`.")] = Secret()
     creds: Annotated[Path | None, Meta(description="Credentials file (user JWT and seed).")] = None
-    nkey_seed_file: Annotated[Path | None, Meta(description="File with the seed of an nkey (`SU...`).")] = None
+    nkey_seed: Annotated[Secret, Meta(description="Seed of an nkey (`SU...`).")] = Secret()
     tls_ca: Annotated[
         Path | None, Meta(description="Certificates that sign the NATS server's. Empty: the system's.")
     ] = None
