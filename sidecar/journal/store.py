@@ -50,6 +50,11 @@ class Journal:
         except OSError as error:
             raise _failed(self._directory, error) from error
 
+    def check(self) -> None:
+        """Readiness: raise HostFailed (`journal.failed`) unless decisions can be written down."""
+        if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK):
+            raise HostFailed("journal.failed", f"The journal {self._directory} cannot be read and written.")
+
     def append(self, record: Record) -> None:
         """Write one record durably, or not at all.
 
