@@ -16,7 +16,7 @@ import msgspec
 
 from sidecar.errors import PeerFailed
 
-ANSWER_HEAD_BYTES: Final = 64 << 10  # everything before the final head is complete, interim answers included
+ANSWER_HEAD_BYTES: Final = 64 << 10  # and no further read, unless the final head is complete by then
 EXCERPT_BYTES: Final = 2 << 10
 _KEPT_HEADERS: Final = frozenset({"server", "via", "location", "content-type", "x-request-id", "cf-ray", "retry-after"})
 _HEADER_CHARS: Final = 256
@@ -53,6 +53,8 @@ class AnswerReader:
         if self.is_complete:
             return
         if not self.has_head:
+            if self._seen_bytes >= ANSWER_HEAD_BYTES:
+                raise PeerFailed("peer.protocol", "the head of the destination's answer is too long")
             self._seen_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -60,8 +62,6 @@ class AnswerReader:
             if not self.has_head:
                 raise PeerFailed("peer.protocol", "the destination's answer is not HTTP") from error
             self.is_complete = True  # the status is known; a damaged body changes nothing about it
-        if not self.has_head and self._seen_bytes > ANSWER_HEAD_BYTES:
-            raise PeerFailed("peer.protocol", "the head of the destination's answer is too long")
 
     def end(self) -> None:
         """The peer's FIN. Raises PeerFailed (`peer.reset`) where no complete head had come."""

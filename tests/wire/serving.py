@@ -139,7 +139,7 @@ class Receiver:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = connection_of(scope)
         if scope["path"] != "/api/transfers":
-            await answer(send, 200, b"hello")
+            await answer(send, 200, b'"hello"')
             return
         try:
             boundary = parse_content_type(header_of(scope, b"content-type"))
