@@ -142,7 +142,7 @@ class Journal:
 
 
 def worth_keeping(state: State) -> bool:
-    """Whether history must not forget a transfer in this state: something is to be done, or the panel's DELETE still to come."""
+    """Whether history must not forget such a transfer: work is left, or the panel's DELETE is still to come."""
     departed = state.role is Role.SOURCE and state.status is Status.COMPLETED and not state.delete_requested
     return state.holds_slot or state.owes_cleanup or departed
 

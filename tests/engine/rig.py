@@ -79,13 +79,13 @@ class Rig:
     async def settled(self, server: str = SERVER) -> TransferView:
         """The transfer once its status is final and its slot free."""
         async with asyncio.timeout(20):
-            while (view := self.node.view(server)) is None or view.stage != "ended":
+            while (view := self.node.view(server)) is None or view.stage != "ended":  # noqa: ASYNC110 - the public view
                 await asyncio.sleep(0.005)
         return view
 
     async def stage(self, *stages: str, server: str = SERVER) -> TransferView:
         async with asyncio.timeout(20):
-            while (view := self.node.view(server)) is None or view.stage not in stages:
+            while (view := self.node.view(server)) is None or view.stage not in stages:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.002)
         return view
 

@@ -313,7 +313,7 @@ def test_a_destination_that_refuses_connections_fails_the_transfer_at_once(tmp_p
             view = await a.stage("settling")
             assert (view.status, view.reason) == ("failed", "peer.refused")
             async with asyncio.timeout(5):
-                while SERVER not in a.runtime.running:
+                while SERVER not in a.runtime.running:  # noqa: ASYNC110 - the fake has no wait
                     await asyncio.sleep(0.005)
 
     asyncio.run(scenario())
@@ -371,7 +371,7 @@ def test_d8_a_restart_of_the_destination_before_the_commit_removes_staging(tmp_p
                 assert (came.status, came.reason) == ("failed", "transfer.interrupted")
                 assert b.staging() == [] and not b.volume().exists()
             async with asyncio.timeout(10):
-                while SERVER not in a.runtime.running:
+                while SERVER not in a.runtime.running:  # noqa: ASYNC110 - the fake has no wait
                     await asyncio.sleep(0.01)
             assert a.statuses()[-1] == "failed"
 

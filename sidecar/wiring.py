@@ -1,0 +1,264 @@
+"""The one composition root: builds everything from the settings, runs it, and closes it in reverse.
+
+Nothing else in the program constructs an adapter, and nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+import msgspec
+
+from sidecar import log_output
+from sidecar.adapters.docker_containers import DockerRuntime
+from sidecar.adapters.no_containers import NoRuntime
+from sidecar.adapters.panel_http import HttpPanel
+from sidecar.api.app import build_app
+from sidecar.api.auth import NodeAuth
+from sidecar.api.health import Check, Readiness
+from sidecar.api.reading import ApiLimits
+from sidecar.api.system import EngineInfo
+from sidecar.api.websocket import SocketSettings
+from sidecar.archive.extract import ExtractLimits
+from sidecar.bus.connection import BusConnection, check_bus
+from sidecar.bus.mirror import Mirror
+from sidecar.bus.settings import BusSettings
+from sidecar.bus.subjects import Subjects
+from sidecar.engine.node import Node
+from sidecar.engine.services import Receiving, Sending, Services, Timings
+from sidecar.engine.volumes import Volumes
+from sidecar.journal.store import Journal
+from sidecar.ports import Panel, Runtime
+from sidecar.settings.values import Deletion, RuntimeKind, Settings
+from sidecar.wire.destination import DestinationPolicy
+from sidecar.wire.flow import WireLimits
+from sidecar.wire.listener import ApiServer
+
+log = logging.getLogger(__name__)
+
+BUS_FLUSH_S = 2.0  # at the end: the last events of a drained node
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A node that serves."""
+
+    node: Node
+    port: int
+
+
+async def serve(settings: Settings) -> None:
+    """Run a node until SIGTERM or SIGINT, then let running transfers end for `transfer.shutdown_grace_s`.
+
+    Raises HostFailed (`settings.invalid`, `journal.failed`), OSError (address in use).
+    """
+    log_output.set_up(settings.log.level.value, settings.log.format.value)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    async with running(settings) as node:
+        host = f"[{settings.api.host}]" if ":" in settings.api.host else settings.api.host
+        scheme = "https" if settings.api.tls_cert else "http"
+        log.info("node %s serves on %s://%s:%d", settings.node.id, scheme, host, node.port)
+        await stop.wait()
+        log.info("stopping: running transfers have %g s to end", settings.transfer.shutdown_grace_s)
+        await node.node.drain(settings.transfer.shutdown_grace_s)
+    log.info("stopped")
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, timings: Timings | None = None) -> AsyncIterator[Running]:
+    """A node that serves until the block is left. `timings`: for tests that cannot wait as long as the rules do."""
+    async with AsyncExitStack() as stack:
+        workers = 4 + 4 * (settings.transfer.max_outgoing + settings.transfer.max_incoming)
+        executor = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="sidecar"))
+        runtime = await _runtime(settings, stack)
+        panel = await _panel(settings, stack)
+        services = _services(settings, executor, runtime, panel, timings or _timings(settings))
+        node = Node(
+            services,
+            max_outgoing=settings.transfer.max_outgoing,
+            max_incoming=settings.transfer.max_incoming,
+            refuse_deletion=settings.servers.deletion is Deletion.REFUSE,
+        )
+        checks = [
+            Check("containers", runtime.check, is_required=settings.containers.runtime is not RuntimeKind.NONE),
+            Check("volumes", lambda: services.in_thread(services.volumes.check)),
+            Check("journal", lambda: services.in_thread(services.journal.check)),
+        ]
+        # The bus comes before the node, so that it hears the first events, those of recovery, too.
+        if settings.nats.url:
+            checks.append(await _bus(settings, node, stack))
+        await stack.enter_async_context(node.running())
+        background = await stack.enter_async_context(_cancelled_at_the_end())
+        background(asyncio.create_task(node.keep_house(), name="keep house"))
+        server = _server(settings, node, Readiness(checks, clock=time.monotonic), _engine_info(runtime))
+        port = await server.start()
+        stack.push_async_callback(server.stop, 1.0)
+        yield Running(node, port)
+
+
+def _services(
+    settings: Settings, executor: ThreadPoolExecutor, runtime: Runtime, panel: Panel | None, timings: Timings
+) -> Services:
+    limits, transfer = settings.limits, settings.transfer
+    named = {server: override.volume for server, override in settings.servers.named.items() if override.volume}
+    owner = settings.servers.owner
+    spool = settings.state.dir / "spool"
+    spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Services(
+        node=settings.node.id,
+        runtime=runtime,
+        panel=panel,
+        journal=Journal(settings.state.dir),
+        volumes=Volumes(settings.servers.volumes, named, retain_s=transfer.retain_s),
+        policy=DestinationPolicy(transfer.allowed_destinations),
+        extract_limits=ExtractLimits(
+            max_entries=limits.max_entries,
+            max_bytes=limits.max_content_bytes,
+            max_path_bytes=limits.max_path_bytes,
+            max_depth=limits.max_depth,
+        ),
+        executor=executor,
+        spool=spool,
+        timings=timings,
+        sending=Sending(
+            gzip_level=transfer.gzip_level,
+            stall_timeout_s=transfer.stall_timeout_s,
+            connect_timeout_s=transfer.connect_timeout_s,
+            answer_timeout_s=transfer.answer_timeout_s,
+            max_entries=limits.max_entries,
+            restart_on_failure=settings.containers.restart_on_failure,
+        ),
+        receiving=Receiving(
+            stall_timeout_s=transfer.stall_timeout_s,
+            owner=(owner.uid, owner.gid) if owner is not None else None,
+            reserve_bytes=limits.reserve_bytes,
+            reserve_inodes=limits.reserve_inodes,
+            max_part_header_bytes=limits.max_part_header_bytes,
+            max_parts=limits.max_parts,
+        ),
+    )
+
+
+def _timings(settings: Settings) -> Timings:
+    return Timings(
+        call_timeout_s=settings.panel.call_timeout_s, progress_interval_s=settings.transfer.progress_interval_s
+    )
+
+
+async def _panel(settings: Settings, stack: AsyncExitStack) -> Panel | None:
+    if not settings.panel.url:
+        return None
+    panel = HttpPanel(
+        settings.panel.url,
+        token_id=settings.node.token_id,
+        token=settings.node.token.reveal(),
+        call_timeout_s=settings.panel.call_timeout_s,
+    )
+    stack.push_async_callback(panel.close)
+    return panel
+
+
+async def _runtime(settings: Settings, stack: AsyncExitStack) -> Runtime:
+    if settings.containers.runtime is RuntimeKind.NONE:
+        return NoRuntime()
+    containers, servers, owner = settings.containers, settings.servers, settings.servers.owner
+    named = {server: override.volume for server, override in servers.named.items() if override.volume}
+    runtime = DockerRuntime(
+        host=containers.host,
+        volume_path=lambda server: named.get(server, servers.volumes / server),
+        containers={server: override.container for server, override in servers.named.items() if override.container},
+        stop_timeout_s=containers.stop_timeout_s,
+        stop_policy=containers.stop_policy,
+        network=containers.network,
+        data_target=containers.data_target,
+        owner=(owner.uid, owner.gid) if owner is not None else None,
+    )
+    stack.push_async_callback(runtime.close)
+    return runtime
+
+
+async def _bus(settings: Settings, node: Node, stack: AsyncExitStack) -> Check:
+    nats = settings.nats
+    connection = BusConnection(
+        BusSettings(
+            urls=tuple(url.strip() for url in nats.url.split(",")),
+            name=f"transfer-sidecar {settings.node.id}",
+            inbox_prefix=f"_INBOX_{settings.node.id}",
+            user=nats.user or None,
+            password=nats.password.reveal() or None,
+            token=nats.token.reveal() or None,
+            creds_file=nats.creds,
+            nkey_seed=nats.nkey_seed.reveal() or None,
+            tls_ca=nats.tls_ca,
+            tls_cert=nats.tls_cert,
+            tls_key=nats.tls_key,
+        )
+    )
+    await stack.enter_async_context(connection)
+    mirror = Mirror(
+        events=lambda: node.events(None),
+        connection=connection,
+        subjects=Subjects(root=nats.root, node=settings.node.id),
+        epoch=uuid.uuid4().hex[:8],
+    )
+    background = await stack.enter_async_context(_cancelled_at_the_end())
+    background(asyncio.create_task(mirror.run(), name="bus mirror"))
+    stack.push_async_callback(mirror.flush, BUS_FLUSH_S)
+    return Check("bus", lambda: check_bus(connection), is_required=False)
+
+
+def _server(settings: Settings, node: Node, readiness: Readiness, engine_info: EngineInfo | None) -> ApiServer:
+    limits = settings.limits
+    app = build_app(
+        transfers=node,
+        auth=NodeAuth(settings.node.token.reveal(), require_scope=settings.panel.require_scope, now=time.time),
+        readiness=readiness,
+        limits=ApiLimits(max_json_bytes=limits.max_json_bytes, json_body_s=limits.request_timeout_s),
+        sockets=SocketSettings(
+            panel_url=settings.panel.url,
+            allowed_origins=settings.api.allowed_origins,
+            dialects=frozenset(settings.websocket.dialects),
+            max_per_server=limits.max_websockets_per_server,
+            max_message_bytes=limits.max_websocket_message_bytes,
+        ),
+        codecs=("gzip",),
+        respond_async=settings.transfer.respond_async,
+        engine_info=engine_info,
+    )
+    return ApiServer(
+        app,
+        host=settings.api.host,
+        port=settings.api.port,
+        tls_cert=settings.api.tls_cert,
+        tls_key=settings.api.tls_key,
+        limits=WireLimits(head_bytes=limits.max_header_bytes, head_timeout_s=limits.request_timeout_s),
+        max_connections=limits.max_connections,
+        websocket_message_bytes=limits.max_websocket_message_bytes,
+    )
+
+
+def _engine_info(runtime: Runtime) -> EngineInfo | None:
+    info: EngineInfo | None = getattr(runtime, "engine_info", None)
+    return info
+
+
+@asynccontextmanager
+async def _cancelled_at_the_end() -> AsyncIterator[Callable[[asyncio.Task[None]], None]]:
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        yield tasks.append
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
