@@ -6,8 +6,9 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
+from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
 from uvicorn.server import ServerState
 
@@ -25,7 +26,7 @@ class ApiServer:
 
     def __init__(
         self,
-        app: ASGI3Application,
+        app: ASGIApp | ASGI3Application,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -37,7 +38,7 @@ class ApiServer:
         websockets: Literal["websockets-sansio", "none"] = "websockets-sansio",
         websocket_message_bytes: int = 32 * 1024,
     ) -> None:
-        self._app = app
+        self._app = cast(ASGI3Application, app)  # uvicorn writes the same protocol down in its own types
         self._host = host
         self._port = port
         self._tls_cert = tls_cert
