@@ -91,8 +91,9 @@ def sync_filesystem(descriptor: int) -> None:
 def fsync_tree(descriptor: int) -> None:
     """fsync every regular file and directory below the open directory `descriptor`, and itself. Follows no link.
 
-    Raises HostFailed. Memory: one open descriptor for each level of depth is avoided by walking with a stack of names
-    relative to the top, so this is meant for trees whose paths are shorter than PATH_MAX.
+    For trees whose paths are shorter than PATH_MAX; a longer one raises, as any other failure does.
+
+    Raises HostFailed. Memory: two descriptors, and the paths of the directories that wait for their turn.
     """
     with disk_errors("cannot sync a tree", descriptor):
         waiting = ["."]

@@ -97,7 +97,7 @@ def tree_of(top: Path, *, nanoseconds: bool = True, directory_times: bool = True
             info = os.lstat(path)
             mode = stat.S_IMODE(info.st_mode)
             if stat.S_ISLNK(info.st_mode):
-                found[short] = ("symlink", os.readlink(path))  # noqa: PTH115 - a path of bytes
+                found[short] = ("symlink", os.readlink(path))
             elif stat.S_ISDIR(info.st_mode):
                 found[short] = ("directory", mode, info.st_mtime_ns // unit if directory_times else None)
             else:
