@@ -259,7 +259,6 @@ class Outgoing(Transfer):
         for piece in producer.pieces():
             self._digest.update(piece)
             upload.send(piece)
-            self.meter.wire_bytes += len(piece)
 
     async def _while_stopped(self, sending: asyncio.Future[None]) -> None:
         """Wait for the thread; a start of the server from outside cuts it, before a wrong archive is committed."""
@@ -299,7 +298,6 @@ class Outgoing(Transfer):
             ending = producer.ending()
             self._digest.update(ending)
             upload.send(ending)
-            self.meter.wire_bytes += len(ending)
             upload.finish(self._digest.hexdigest())
             answer = upload.answer()
             return None if answer.status == 200 else failure_of(answer)

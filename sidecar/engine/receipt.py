@@ -119,5 +119,4 @@ class Receipt:
             extraction.abort()
         for piece in part:
             extraction.feed(piece)
-            self._meter.wire_bytes += len(piece)
         return extraction.finish()
