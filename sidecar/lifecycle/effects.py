@@ -1,4 +1,7 @@
-"""What a transfer does. Imperative; every effect is idempotent, and its end comes back as an event."""
+"""What a transfer does. Imperative; every effect is idempotent, and its end comes back as an event.
+
+The effects of one decision begin in their order. A call whose number is not the latest any more is not made.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ class Effect(StrEnum):
     STOP_SERVER = "stop_server"  # -> ServerStopped, StopFailed, CallerGone
     SEND_ARCHIVE = "send_archive"  # -> ArchiveSent, SendFailed
     FINISH_UPLOAD = "finish_upload"  # -> UploadAccepted, UploadUnsure
-    CUT_UPLOAD = "cut_upload"  # -> UploadCut where the upload was not finished
+    CUT_UPLOAD = "cut_upload"  # at once: begins before the effects that follow it; -> UploadCut once it is gone
     RESTORE_SERVER = "restore_server"  # -> ServerRestored, RestoreFailed
     TRASH_DEPARTED = "trash_departed"  # -> CleanedUp, CleanUpFailed
     # destination

@@ -40,8 +40,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def holds_slot(self) -> bool:
-        """No other transfer of the server may begin on this node."""
-        return self.stage is not Stage.ENDED
+        """No other transfer of the server may begin on this node; not while its volume goes to trash either (S5)."""
+        return self.stage is not Stage.ENDED or self.owes_cleanup
 
     @property
     def may_run_server(self) -> bool:

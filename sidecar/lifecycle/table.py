@@ -10,15 +10,16 @@
     both         settling -> cooling -> ended
 
 It is total: every pair of a stage and an event is a transition, `ignore` (it may come late, and changes nothing),
-`refuse` (the caller gets 409) or `bug` (it cannot come; the transfer stops and its data is kept). Labels such as S1 and D6
-name the rules of ownership in `docs/ARCHITECTURE.md`; `tests/model` checks exhaustively that they hold a world together.
+`refuse` (the caller gets 409) or `bug` (it cannot come; the transfer stops and its data is kept). Labels such as S1
+and D6 name the rules of ownership in `docs/ARCHITECTURE.md`; `tests/model` checks exhaustively that they hold a world
+together.
 
 Pure: no await, no I/O, no clock, no randomness, no logging. The rules do not ask which end we are; the stages know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -33,6 +34,7 @@ from sidecar.lifecycle.statuses import Status
 
 Decision = tuple[State, tuple[Effect, ...]]
 Rule = Callable[[State, Event], Decision]
+Table = Mapping[tuple[Stage, type[Event]], Rule]
 
 
 # -- how a rule is made ------------------------------------------------------------------------------------------------
@@ -198,15 +200,24 @@ def _still_ours(state: State, event: Event) -> Decision:
 
 
 def _listed_after_all(state: State, event: Event) -> Decision:
-    """S3d: 200, yet the panel still lists the server here: in doubt as before."""
+    """S3d: 200 or a DELETE, yet the panel still lists the server here: in doubt as before.
+
+    After a DELETE the upload is still open; the hold of S7 counts on its being cut.
+    """
     state = _because_or(state, event, "panel.refused", "The destination answered 200, but the panel did not move it.")
-    return _with(state, Stage.REPORTING_FAILURE, Effect.TELL_FAILURE)
+    return _with(state, Stage.REPORTING_FAILURE, Effect.CUT_UPLOAD, Effect.TELL_FAILURE)
+
+
+def _without_call(state: State) -> State:
+    """The call under way is stale and not made any more; if it is out it may still land (D9)."""
+    return msgspec.structs.replace(state, stray=True, call=state.call + 1)
 
 
 def _resolved_source(state: State, event: Event) -> Decision:
     assert isinstance(event, on.Resolved)
-    state = msgspec.structs.replace(state, stray=True)
-    return _departed(state, event) if event.outcome == "completed" else _still_ours(state, event)
+    state = _without_call(state)
+    new, effects = _departed(state, event) if event.outcome == "completed" else _still_ours(state, event)
+    return new, (Effect.CUT_UPLOAD, *effects)
 
 
 # -- destination -------------------------------------------------------------------------------------------------------
@@ -253,7 +264,7 @@ def _discarded(state: State, event: Event) -> Decision:
 
 def _resolved_destination(state: State, event: Event) -> Decision:
     assert isinstance(event, on.Resolved)
-    state = msgspec.structs.replace(state, stray=True)
+    state = _without_call(state)
     return _ours(state, event) if event.outcome == "completed" else _not_ours(state, event)
 
 
@@ -477,7 +488,7 @@ _ROWS: Final[dict[Stage, _Row]] = {
         on.ServerDeleted: _deleted_at_last,
         on.Restarted: _settle_again,
         _LATE_UPLOAD + _LATE_RECEIPT + _LATE_STOP + _LATE_OTHERS: ignore,
-        (on.ReceiptFailed, on.PrepareFailed): ignore,
+        (on.AdmissionFailed, on.ReceiptFailed, on.PrepareFailed): ignore,
     },
     Stage.COOLING: {
         on.HoldOver: go(Stage.ENDED),
@@ -487,7 +498,7 @@ _ROWS: Final[dict[Stage, _Row]] = {
         on.ServerDeleted: _deleted_at_last,
         on.Restarted: _cool_again,
         _LATE_UPLOAD + _LATE_RECEIPT + _LATE_STOP + _OUTCOMES: ignore,
-        (on.ReceiptFailed, on.PrepareFailed): ignore,
+        (on.AdmissionFailed, on.ReceiptFailed, on.PrepareFailed): ignore,
     },
     Stage.ENDED: {
         (on.CleanedUp, on.CleanUpFailed): _paid(owes_cleanup=False),
@@ -496,7 +507,7 @@ _ROWS: Final[dict[Stage, _Row]] = {
         on.ServerDeleted: _deleted_at_last,
         on.Restarted: _end_again,
         _LATE_UPLOAD + _LATE_RECEIPT + _LATE_STOP + _OUTCOMES: ignore,
-        (on.ReceiptFailed, on.PrepareFailed, on.HoldOver): ignore,
+        (on.AdmissionFailed, on.ReceiptFailed, on.PrepareFailed, on.HoldOver): ignore,
     },
 }
 
@@ -515,17 +526,18 @@ def _total() -> dict[tuple[Stage, type[Event]], Rule]:
     return table
 
 
-TABLE: Final = _total()
+TABLE: Final[Table] = _total()
 
 
-def decide(state: State, event: Event) -> Decision:
+def decide(state: State, event: Event, table: Table = TABLE) -> Decision:
     """The new state and what is to be done. An outcome of an earlier call is stale and changes nothing.
 
+    Args: `table` is another one only where it is to be shown what a rule is good for.
     Raises IllegalTransition where the table says `bug`: a programming error.
     """
     if event.is_outcome and getattr(event, "call", 0) != state.call:
         return state, ()
-    return TABLE[state.stage, type(event)](state, event)
+    return table[state.stage, type(event)](state, event)
 
 
 def refuses(state: State, event: Event) -> bool:
