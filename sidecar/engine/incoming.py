@@ -291,6 +291,8 @@ class Incoming(Transfer):
     async def tell_success(self) -> Event:
         call = self.state.call
         await self.backoff.wait()
+        if self.state.call != call:
+            return on.SuccessUnanswered(call=call)
         if not self._source_is_connected():
             return on.SourceGone(call=call)
         sent_at = asyncio.get_running_loop().time()
