@@ -50,9 +50,8 @@ class Game:
 
         Raises NoContainer.
         """
-        import requests
-
         import docker
+        import requests
 
         host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
         if not host.startswith("unix://"):
