@@ -1,0 +1,322 @@
+"""One lasting connection to the broker, made of many short ones.
+
+The client library repairs connections itself, but not always (it closes for good when a password is rotated, a user's
+JWT expires or a payload is too large), not with jitter, and not when unsent bytes sit in a dead socket. So its repair
+is switched off, and `run` does it in one way for every cause: connect, stay until anything is wrong, throw the client
+away, wait a little longer each time, connect again. Transfers never wait for any of this: without a broker `publish`
+fails at once.
+
+The library's own buffer for the time without a broker is off too (`pending_size` 0): it delivers late what its caller
+has given up on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, Final, Self
+
+import nats.errors
+from nats.aio.client import Client
+
+from sidecar.bus.settings import BusSettings
+from sidecar.errors import HostFailed, SidecarError
+
+_log = logging.getLogger(__name__)
+
+LOG_EVERY_S: Final = 30.0  # a broker that is down says the same thing at every attempt
+_CLOSE_S: Final = 1.0  # a client that does not close by itself is cut
+_BUS_ERRORS: Final = (nats.errors.Error, OSError, TimeoutError, EOFError, ValueError)
+_MESSAGE_ERRORS: Final = (nats.errors.MaxPayloadError, nats.errors.BadSubjectError, nats.errors.BadHeaderError)
+_HEADER_BYTES: Final = 64  # the header block's own first and last line, generously
+
+
+class BusState(StrEnum):
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    CLOSED = "closed"
+
+
+class BusDown(Exception):
+    """There is no working connection at the moment. Never leaves this package."""
+
+
+class BusConnection:
+    """Args: settings; on_connected, run with each new client before it counts as connected (to subscribe)."""
+
+    def __init__(
+        self, settings: BusSettings, *, on_connected: Callable[[Client], Awaitable[None]] | None = None
+    ) -> None:
+        self._settings = settings
+        self._options = settings.connect_options()
+        self._on_connected = on_connected
+        self._client: Client | None = None
+        self._state = BusState.CONNECTING
+        self._changed = asyncio.Condition()
+        self._is_broken = asyncio.Event()
+        self._is_stopping = asyncio.Event()
+        self._connections = 0
+        self._denied = 0
+        self._last_error = ""
+        self._said: dict[str, float] = {}
+        self._run: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> BusState:
+        return self._state
+
+    @property
+    def is_connected(self) -> bool:
+        client = self._client
+        return self._state is BusState.CONNECTED and client is not None and client.is_connected
+
+    @property
+    def connections(self) -> int:
+        """How many connections have been made so far; a change means that the broker may have missed something."""
+        return self._connections
+
+    @property
+    def last_error(self) -> str:
+        """Why there is no connection, in words without secrets; empty while there is one."""
+        return self._last_error
+
+    async def __aenter__(self) -> Self:
+        """Begin to connect, in the background. Returns at once."""
+        self._run = asyncio.create_task(self._supervise(), name="bus connection")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Send what is unsent, within `drain_s`, and close. Never hangs."""
+        assert self._run is not None
+        self._is_stopping.set()
+        self._is_broken.set()
+        try:
+            await self._run
+        finally:
+            self._run.cancel()  # where this very exit was cancelled
+
+    async def wait_connected(self) -> None:
+        """Return once there is a connection. Raises BusDown when the connection has been closed for good."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.is_connected or self._state is BusState.CLOSED)
+        if self._state is BusState.CLOSED:
+            raise BusDown("closed")
+
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        """Hand one message to the client; only `settle` tells whether the broker got it.
+
+        Raises BusDown, ValueError where the fault is the message's own. The size is checked here, headers included:
+        the broker answers a message above its bound by closing the connection.
+        """
+        client = self._client
+        if client is None or not self.is_connected:
+            raise BusDown("not connected")
+        size = len(payload) + _HEADER_BYTES + sum(len(name) + len(value) + 4 for name, value in headers.items())
+        if size > client.max_payload:
+            raise ValueError(f"the message has {size} bytes, the broker takes {client.max_payload}")
+        try:
+            await client.publish(subject, payload, headers=headers)
+        except _MESSAGE_ERRORS as error:
+            raise ValueError(str(error)) from error
+        except _BUS_ERRORS as error:
+            self._suspect(error)
+            raise BusDown(str(error)) from error
+
+    async def settle(self, within_s: float) -> None:
+        """Return once the broker has taken everything published on this connection. Raises BusDown.
+
+        The broker answers in order, so a round trip that began with nothing left in the client proves it. (One that
+        began earlier proves nothing: the client's PING overtakes what it has not written yet.) A connection that does
+        not manage it in time is thrown away: unsent bytes in a dead socket would otherwise pile up without any sign.
+        """
+        client = self._client
+        if client is None or not self.is_connected:
+            raise BusDown("not connected")
+        try:
+            async with asyncio.timeout(within_s):
+                is_settled = False
+                while not is_settled:
+                    is_settled = client.pending_data_size == 0
+                    await client.flush(timeout=max(1, int(within_s)))
+                    if not client.is_connected:  # a client that is closing reports a flush as done, at once
+                        raise nats.errors.ConnectionClosedError
+                    await asyncio.sleep(0)  # such a report gives no turn to the task that would write
+        except _BUS_ERRORS as error:
+            self._suspect(error)
+            raise BusDown(str(error)) from error
+        if client is not self._client:
+            raise BusDown("lost while settling")
+
+    def facts(self) -> dict[str, Any]:
+        """For readiness: the state, and how it got there."""
+        return {"state": self.state.value, "connections": self._connections, "denied": self._denied}
+
+    def _suspect(self, error: Exception) -> None:
+        self._client = None  # nobody else may try it again
+        self._note(error)
+        self._is_broken.set()
+
+    async def _supervise(self) -> None:
+        attempt = 0
+        try:
+            while not self._is_stopping.is_set():
+                try:
+                    client = await self._connect()
+                except _BUS_ERRORS as error:
+                    self._note(error)
+                except SidecarError as error:
+                    self._note(error)
+                else:
+                    attempt = 0
+                    await self._stay(client)
+                    if self._is_stopping.is_set():
+                        return
+                await self._pause(attempt)
+                attempt += 1
+        finally:
+            self._client = None
+            await self._set(BusState.CLOSED)
+
+    async def _connect(self) -> Client:
+        """One attempt, bounded, that leaves nothing behind where it fails."""
+        client = Client()
+        self._is_broken.clear()
+        if self._is_stopping.is_set():
+            raise BusStopping
+        attempt = asyncio.ensure_future(self._attempt(client))
+        stopping = asyncio.ensure_future(self._is_stopping.wait())
+        try:
+            bound_s = self._settings.connect_s * (len(self._settings.urls) + 1)
+            await asyncio.wait({attempt, stopping}, timeout=bound_s, return_when=asyncio.FIRST_COMPLETED)
+            if not attempt.done():
+                raise nats.errors.TimeoutError
+            attempt.result()
+        except BaseException:
+            attempt.cancel()
+            await asyncio.gather(attempt, return_exceptions=True)
+            await self._discard(client)
+            raise
+        finally:
+            stopping.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
+        return client
+
+    async def _attempt(self, client: Client) -> None:
+        await client.connect(
+            **self._options, error_cb=self._on_error, closed_cb=self._on_lost, disconnected_cb=self._on_lost
+        )
+        if self._on_connected is not None:
+            await self._on_connected(client)
+        # A subscription counts from the second round trip on: the first may be answered before it is in place.
+        for _ in range(2):
+            await client.flush(timeout=max(1, int(self._settings.connect_s)))
+        if not client.is_connected:
+            raise nats.errors.ConnectionClosedError
+
+    async def _stay(self, client: Client) -> None:
+        """Until this connection is lost, suspected or to be closed; then nothing of it is left."""
+        self._client = client
+        self._connections += 1
+        self._denied = 0
+        self._last_error = ""
+        self._said.clear()
+        await self._set(BusState.CONNECTED)
+        _log.info("bus: connected to %s", self._settings.shown_urls)
+        try:
+            await self._is_broken.wait()
+            if self._is_stopping.is_set():
+                await self._drain(client)
+        finally:
+            self._client = None
+            await self._set(BusState.CONNECTING)
+            await self._discard(client)
+        if not self._is_stopping.is_set():
+            _log.warning("bus: connection lost; transfers go on without it")
+
+    async def _drain(self, client: Client) -> None:
+        try:
+            async with asyncio.timeout(self._settings.drain_s):
+                await client.drain()
+        except _BUS_ERRORS as error:
+            _log.warning("bus: not everything was sent before the end: %s", _words(error))
+
+    async def _discard(self, client: Client) -> None:
+        """Close a client by force: it would wait for unsent bytes to be taken."""
+        _abort(client)
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await client.close()
+        except (*_BUS_ERRORS, AttributeError, AssertionError) as error:  # a half-made client lacks some of its parts
+            _log.debug("bus: closing a client: %s", _words(error))
+
+    async def _pause(self, attempt: int) -> None:
+        """Full jitter around a doubling bound, so that a broker's restart is not met by all nodes at once."""
+        bound_s = min(self._settings.retry_max_s, self._settings.retry_min_s * 2 ** min(attempt, 16))
+        delay_s = random.uniform(bound_s / 2, bound_s)
+        try:
+            async with asyncio.timeout(delay_s):
+                await self._is_stopping.wait()
+        except TimeoutError:
+            return
+
+    async def _set(self, state: BusState) -> None:
+        async with self._changed:
+            self._state = state
+            self._changed.notify_all()
+
+    async def _on_error(self, error: Exception) -> None:
+        if "permissions violation" in str(error).lower():  # the library has no class for it; the broker drops it all
+            self._denied += 1
+        self._note(error)
+
+    async def _on_lost(self) -> None:
+        self._is_broken.set()
+
+    def _note(self, error: Exception) -> None:
+        """One line per kind of error and `LOG_EVERY_S`; never a credential, which errors of the library do not hold."""
+        if isinstance(error, BusStopping):
+            return
+        words = self._last_error = _words(error)
+        now = asyncio.get_running_loop().time()
+        if now - self._said.get(words, -LOG_EVERY_S) >= LOG_EVERY_S:
+            if len(self._said) > 64:
+                self._said.clear()
+            self._said[words] = now
+            _log.warning("bus: %s: %s", self._settings.shown_urls, words)
+
+
+class BusStopping(nats.errors.Error):
+    """The connection is being closed while it is being made."""
+
+
+async def check_bus(connection: BusConnection) -> dict[str, Any]:
+    """The readiness probe of the bus. Raises HostFailed (`bus.down`, `bus.denied`): degraded, never not ready."""
+    if not connection.is_connected:
+        raise HostFailed(
+            "bus.down", "The broker cannot be reached; events are not published.", **connection.facts(), **_GUARANTEE
+        )
+    if connection.facts()["denied"]:
+        raise HostFailed("bus.denied", "The broker refuses subjects of this node.", **connection.facts(), **_GUARANTEE)
+    return {**connection.facts(), **_GUARANTEE}
+
+
+_GUARANTEE: Final = {"guarantee": "at most once"}
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:300] if str(error) else type(error).__name__
+
+
+def _abort(client: Client) -> None:
+    """Cut a client's socket. The library has no call for it, and `close` waits for bytes that nobody will take."""
+    transport = getattr(client, "_transport", None)
+    for name in ("_io_writer", "_bare_io_writer"):
+        writer = getattr(transport, name, None)
+        if writer is not None:
+            writer.transport.abort()
