@@ -164,12 +164,19 @@ class Node:
         self._tasks[transfer_id] = task
 
     async def _drive(self, transfer: Transfer, *effects: Effect, told: Event | None) -> None:
+        """One transfer's bug must not end the others."""
         try:
             await transfer.run(*effects, told=told)
+        except Exception:
+            log.exception("a bug stopped transfer %s; its data is kept", transfer.facts.transfer)
+            await transfer.mark_broken()
         finally:
             del self._tasks[transfer.facts.transfer]
             self._services.journal.release(transfer.facts.transfer)
-        await self._forget_old()
+        try:
+            await self._forget_old()
+        except OSError as error:
+            log.warning("an old journal file stays behind: %s", error)
 
     def _has_departed(self, server: str) -> bool:
         """Whether the last thing known of that server is that it left this node."""

@@ -122,9 +122,8 @@ class Transfer(ABC):
                         refused = await self._step(group, event)
                     except IllegalTransition:
                         self.log.exception("a bug stopped this transfer; its data is kept")
-                        self._broken = True
                         refused = True
-                        await self._notify()
+                        await self.mark_broken()
                     if answer is not None and not answer.done():
                         answer.set_result(refused)
         finally:
@@ -174,6 +173,11 @@ class Transfer(ABC):
         for effect in effects:
             self._start(group, effect)
         return False
+
+    async def mark_broken(self) -> None:
+        """A bug: nothing more is decided; whoever waits is told, and the slot stays taken."""
+        self._broken = True
+        await self._notify()
 
     async def _notify(self) -> None:
         async with self._changed:
