@@ -19,12 +19,12 @@ from sidecar.lifecycle.events import Event
 from sidecar.lifecycle.stages import Stage
 from sidecar.lifecycle.state import State
 from sidecar.lifecycle.statuses import Role, Status
-from sidecar.lifecycle.table import TABLE, Decision, Rule, decide, go
+from sidecar.lifecycle.table import TABLE, Decision, Rule, bug, decide, go
 from tests.model.nodes import Model
 from tests.model.search import search, walk
 from tests.model.world import Decide, Faults, World
 
-ROUNDS: Final = 400  # walks of one kind of world
+ROUNDS: Final = 100  # walks of one kind of world
 STEPS: Final = 160  # the longest way from the request to the end of transfer 2, faults and all
 
 
@@ -45,6 +45,8 @@ def test_the_table_holds_a_world_together(old_panel: bool, respond_async: bool, 
     assert found.worlds > 5_000
     if faults.user:
         assert {stage for stage, _ in model.book.pairs} == set(Stage), "a search is worth what it visits"
+        assert len(model.book.pairs) > 80
+        assert not any(TABLE[stage, getattr(on, name)] is bug for stage, name in model.book.pairs)
 
 
 @pytest.mark.parametrize("respond_async", [False, True], ids=["202 after the stop", "202 at once"])
@@ -122,7 +124,6 @@ _ASK_DESTINATION: Final = go(Stage.CONFIRMING_ARRIVAL, Effect.ASK_OWNER)
 CRASH: Final = Faults(crash=1, loss=0, user=0)
 LOSS: Final = Faults(crash=0, loss=1, user=0)
 USER: Final = Faults(crash=0, loss=0, user=1)
-CRASH_LOSS: Final = Faults(crash=1, loss=1, user=0)
 NONE: Final = Faults(crash=0, loss=0, user=0)
 
 
@@ -199,7 +200,7 @@ WITHOUT: Final[dict[str, Without]] = {
     "D8 staging stays for ever": Without(
         _changed((Stage.SETTLING, on.CleanedUp, lambda state, event: (state, ()))), NONE
     ),
-    "D9 no hold for calls of our own": Without(_without_hold(lambda state: state.stray), CRASH_LOSS, old_panel=True),
+    "D9 no hold for calls of our own": Without(_without_hold(lambda state: state.stray), LOSS, old_panel=True),
     "D9 a call outlives an operator's word": Without(
         _changed((Stage.REPORTING_FAILURE, on.Resolved, _same_call(TABLE[Stage.REPORTING_FAILURE, on.Resolved]))), USER
     ),
