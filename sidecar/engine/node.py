@@ -233,6 +233,9 @@ class Node:
             raise
 
     async def _begin_receipt(self, upload: IncomingUpload) -> Incoming:
+        if upload.multiplex_streams or upload.multiplex_stream is not None:
+            # Each request carries only a share of the files: taken for a whole upload it would lose the others.
+            raise Refused("upload.multiplex", "This node takes an archive in one request, not in several streams.")
         transfer_id = upload.transfer or str(uuid.uuid4())
         with self._slot(upload.server, Role.DESTINATION):
             if transfer_id in self._transfers:
