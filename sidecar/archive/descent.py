@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 # Four times what a single system call takes as a path, so everything that a server can have made in an ordinary way.
-MAX_PATH_BYTES: Final = 16 * 1024
+MAX_PATH_BYTES: Final = 16 * 1024 - 1  # with a slash behind a directory 16 KiB, which the destination takes
 HOLD_EVERY: Final = 128
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Final
@@ -39,6 +40,8 @@ _SPECIAL: Final = {
     stat.S_IFCHR: "character device",
     stat.S_IFBLK: "block device",
 }
+_ENCODING: Final = sys.getfilesystemencoding()  # what os.fsencode looks up for every name
+_ERRORS: Final = sys.getfilesystemencodeerrors()
 _NS_MIN: Final = -(1 << 63)
 _NS_MAX: Final = (1 << 64) - 1
 
@@ -177,7 +180,7 @@ def _names(descent: Descent, path: bytes, room: list[int], max_entries: int) -> 
     try:
         with os.scandir(descent.directory(path)) as listing:
             for item in listing:
-                names.append(os.fsencode(item.name))
+                names.append(item.name.encode(_ENCODING, _ERRORS))
                 if len(names) > room[0]:
                     raise HostFailed(
                         "archive.limit",
