@@ -110,19 +110,19 @@ class Game:
             stdin_open=True,
             user=f"{os.getuid()}:{os.getgid()}",
             network_mode="none",
-            labels={LABEL: "1"},
+            labels={LABEL: "1", "ContainerType": "server_process"},  # the daemons' mark for what may be removed
             volumes={str(volume): {"bind": data_target, "mode": "rw"}},
             restart_policy={"Name": "always"},
         )
         return str(container.id)
 
-    def running_on(self, volume: Path) -> list[str]:
-        """Names of the running containers that mount a volume."""
-        return sorted(
-            container.name or ""
+    def containers_on(self, volume: Path) -> dict[str, str]:
+        """Name and state of the containers that mount a volume, or what was there when they were made."""
+        return {
+            container.name or "": container.status
             for container in self._ours()
-            if container.status == "running" and any(mount.get("Source") == str(volume) for mount in _mounts(container))
-        )
+            if any(mount.get("Source") == str(volume) for mount in _mounts(container))
+        }
 
     def remove_all(self) -> None:
         """Remove every container that mounts something of the demo, and the image. Nothing there is fine."""

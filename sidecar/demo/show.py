@@ -25,6 +25,8 @@ _FINAL: Final = frozenset({"completed", "failed", "cancelled"})
 _STYLES: Final = {"completed": "bold green", "failed": "bold red", "cancelled": "bold yellow", "cancelling": "yellow"}
 _MARKUP: Final = re.compile(r"\[/?(?:[a-z_]+)\]")  # of the documented line format: [yellow][bold]...[default]
 _REFRESH_PER_S: Final = 10
+_TEXT_COLUMNS: Final = 80  # of a line, beside the bar
+_BAR_COLUMNS: Final = (10, 40)
 _PLAIN_EVERY_S: Final = 1.0  # progress lines where there is no terminal
 
 
@@ -121,7 +123,7 @@ class Show:
     def _print_status(self, event: Event) -> None:
         line = Text(f"{_clean(event.role):<12} ")
         line.append(_clean(event.status), _STYLES.get(event.status, "bold cyan"))
-        if event.stage and event.stage != event.status:
+        if event.stage and not event.is_final:
             line.append(f" ({_clean(event.stage)})", "dim")
         if event.message or event.reason:
             line.append(f": {_clean(event.message or event.reason or '')}")
@@ -140,8 +142,15 @@ class Show:
             progress = event.progress
             if progress is not None:
                 total = progress.bytes_total
-                bar = ProgressBar(total=float(total) if total else None, completed=progress.bytes_done, width=40)
-                table.add_row(Text(f"{_clean(role):<12}"), bar, Text(describe(progress)))
+                bar = ProgressBar(
+                    total=float(total) if total else None,
+                    completed=progress.bytes_done,
+                    width=max(_BAR_COLUMNS[0], min(_BAR_COLUMNS[1], self._console.width - _TEXT_COLUMNS)),
+                    complete_style="cyan",
+                    finished_style="green",
+                )
+                facts = Text(describe(progress), no_wrap=True, overflow="ellipsis")
+                table.add_row(Text(f"{_clean(role):<12}", no_wrap=True), bar, facts)
         return table
 
 

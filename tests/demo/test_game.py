@@ -37,11 +37,11 @@ def test_it_runs_stops_and_leaves_nothing(directory: Path) -> None:
             game.make_image()
             name = f"{directory.name}-game"
             container = engine.containers.get(game.run(name, volume, "/home/container"))
-            assert game.running_on(volume) == [name]
+            assert game.containers_on(volume) == {name: "running"}
             container.stop(timeout=10)
             container.reload()
             assert container.attrs["State"]["ExitCode"] == 0  # it was asked, not killed
-            assert game.running_on(volume) == []
+            assert game.containers_on(volume) == {name: "exited"}
         finally:
             game.remove_all()
         assert engine.containers.list(all=True, filters={"name": directory.name}) == []

@@ -52,7 +52,7 @@ A_TRANSFER = [
     recorded("logs", 4, args=["[yellow][bold]Mar 04 2026 22:30:15 [Transfer System] [Source Node]:[default] Bye."]),
     recorded("logs", 4, message="a repeated message"),
     recorded("status", 2, "destination", status="completed", stage="completed"),
-    recorded("status", 5, status="completed", stage="completed"),
+    recorded("status", 5, status="completed", stage="settling"),
 ]
 
 
@@ -102,7 +102,7 @@ def test_plain_progress_is_not_a_flood() -> None:
 
 def test_a_failure_says_why() -> None:
     event = recorded("status", 3, status="failed", reason="peer.reset", message="the connection broke")
-    assert "failed (streaming): the connection broke" in shown([event], is_terminal=False)
+    assert "failed: the connection broke" in shown([event], is_terminal=False)
     event = recorded("status", 3, status="failed", stage="failed", reason="peer.reset")
     assert "failed: peer.reset" in shown([event], is_terminal=False)
 

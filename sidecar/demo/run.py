@@ -1,0 +1,334 @@
+"""The whole demo: one server moves from node to node, as in production but on loopback, and every claim is checked.
+
+    nats-server · stand-in panel · node-a · node-b        (the nodes and the broker are processes of their own)
+    panel -> node-a   POST /api/servers/{server}/transfer
+    node-a -> node-b  POST /api/transfers
+    bus               what is shown meanwhile; nothing of it decides anything here
+    in the end        what is asked of the nodes and the panel over their own APIs, and the two volumes compared
+
+The source's volume is compared where the panel's deletion left it: in the trash of node-a. Whatever happens, Ctrl-C
+included, processes, containers, the image and the directory are gone afterwards, in this order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import httpx
+import msgspec
+import nats
+from nats.aio.msg import Msg
+from rich.console import Console
+from rich.text import Text
+
+from sidecar.archive.staging import VolumeLayout
+from sidecar.archive.trash import list_trash
+from sidecar.demo.compare import Comparison, compare
+from sidecar.demo.game import Game, NoContainer
+from sidecar.demo.nats import NatsMissing, run_nats
+from sidecar.demo.node import DemoNode, NodeFailed, free_port, run_node
+from sidecar.demo.panel import PanelServer, TransferNotStarted
+from sidecar.demo.panel_documents import ServerKind
+from sidecar.demo.show import Show, read_event
+from sidecar.demo.world import World, make_world
+from sidecar.lifecycle.stages import Stage
+from sidecar.lifecycle.statuses import Status
+
+DATA_TARGET: Final = "/home/container"
+_POLL_S: Final = 0.1
+_PATIENCE_S: Final = 120.0  # and a second for every 5 MB: slower than any disk
+_SHOWN_DIFFERENCES: Final = 10
+_NODES: Final = {"node-a": ("demoTokenIdOfNodeA", "demo-token-of-node-a-0000000000000"),
+                 "node-b": ("demoTokenIdOfNodeB", "demo-token-of-node-b-0000000000000")}  # fmt: skip
+
+
+class DemoFailed(Exception):
+    """Something that the demo claims did not happen."""
+
+
+class _Running(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that runs."""
+
+    server: str  # a new UUID in each run, because it names a container
+    panel: PanelServer
+    nats_url: str
+    source: DemoNode
+    destination: DemoNode
+    world: World
+    game: Game | None
+
+
+def run(*, size_mb: int, use_docker: bool | None = None, keep: bool = False) -> int:
+    """The exit code: 0 when every claim held, 1 when one did not, 130 after Ctrl-C."""
+    console = Console(highlight=False)
+    console.soft_wrap = not console.is_terminal  # in a file a line stays a line
+    try:
+        asyncio.run(_interruptible(_demo(console, size_mb, use_docker, keep)))
+    except (DemoFailed, NodeFailed, NatsMissing, NoContainer) as failed:
+        console.print(Text(f"The demo failed: {failed}", "bold red"))
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("\nInterrupted; nothing is left behind.")
+        return 130
+    return 0
+
+
+async def _interruptible(demo: Any) -> None:
+    """SIGTERM ends the demo as Ctrl-C does: by cancelling it, so that it cleans up."""
+    task = asyncio.ensure_future(demo)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await task
+
+
+async def _demo(console: Console, size_mb: int, use_docker: bool | None, keep: bool) -> None:
+    server = str(uuid4())
+    async with AsyncExitStack() as stack:
+        directory = await stack.enter_async_context(_directory())
+        game = await _find_game(console, directory, use_docker, stack)
+        running = await _set_up(console, directory, server, size_mb, game, stack)
+        began = time.monotonic()
+        views = await _transfer(console, running, size_mb)
+        await _check(console, running, views, time.monotonic() - began)
+        if keep:
+            await _keep(console, running)
+
+
+@contextlib.asynccontextmanager
+async def _directory() -> AsyncIterator[Path]:
+    path = await asyncio.to_thread(lambda: Path(tempfile.mkdtemp(prefix="transfer-sidecar-demo-")).resolve())
+    try:
+        yield path
+    finally:
+        await asyncio.shield(asyncio.to_thread(shutil.rmtree, path))
+
+
+async def _find_game(console: Console, directory: Path, use_docker: bool | None, stack: AsyncExitStack) -> Game | None:
+    if use_docker is False:
+        console.print("Containers: none, as asked; the files are moved.")
+        return None
+    try:
+        game = await asyncio.to_thread(Game.find, directory)
+    except NoContainer as reason:
+        if use_docker:
+            raise
+        console.print(f"Containers: none, {reason}; the files are moved.")
+        return None
+    stack.push_async_callback(asyncio.to_thread, game.remove_all)
+    await asyncio.to_thread(game.make_image)
+    console.print(f"Containers: the server runs in one, of the image {game.image}.")
+    return game
+
+
+async def _set_up(
+    console: Console, directory: Path, server: str, size_mb: int, game: Game | None, stack: AsyncExitStack
+) -> _Running:
+    for name in ("nats", *_NODES):
+        (directory / name).mkdir()
+    ports = {name: free_port() for name in _NODES}
+    broker = await stack.enter_async_context(run_nats(directory / "nats"))
+    panel = await stack.enter_async_context(_panel(server, ports, game))  # in this process
+    volume = directory / "node-a" / "volumes" / server
+    world = await asyncio.to_thread(make_world, volume, size_mb)
+    console.print(
+        f"Volume: {world.content_bytes / 1e6:.0f} MB in {world.files} files, {world.directories} directories and "
+        f"{world.symlinks} symbolic links."
+    )
+    container = f"{directory.name}-source"
+    if game is not None:
+        await asyncio.to_thread(game.run, container, volume, DATA_TARGET)
+    nodes = {}
+    for name, (token_id, token) in _NODES.items():
+        sections = _sections(panel.url, broker.url, game)
+        if game is not None and name == "node-a":
+            # both nodes share this engine, where the destination's container takes the usual name, the UUID
+            sections[f"servers.{server}"] = {"container": container}
+        nodes[name] = await stack.enter_async_context(
+            run_node(directory / name, name, sections, port=ports[name], token_id=token_id, token=token)
+        )
+    console.print(
+        f"Running: panel {panel.url}, bus {broker.url}, " + ", ".join(f"{n} {d.url}" for n, d in nodes.items())
+    )
+    return _Running(
+        server=server,
+        panel=panel,
+        nats_url=broker.url,
+        source=nodes["node-a"],
+        destination=nodes["node-b"],
+        world=world,
+        game=game,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _panel(server: str, ports: Mapping[str, int], game: Game | None) -> AsyncIterator[PanelServer]:
+    """The panel with both nodes and the server in its database."""
+    async with PanelServer() as panel:
+        for name, (token_id, token) in _NODES.items():
+            url = f"http://127.0.0.1:{ports[name]}"
+            panel.panel.add_node(name, token_id=token_id, token=token, url=url)
+        kind = ServerKind() if game is None else ServerKind(image=f"~{game.image}", stop=("signal", "C"))
+        panel.panel.add_server(server, "node-a", kind)
+        yield panel
+
+
+def _sections(panel_url: str, nats_url: str, game: Game | None) -> dict[str, Mapping[str, Any]]:
+    containers: dict[str, Any] = {"runtime": "none"}
+    if game is not None:
+        containers = {"runtime": "docker", "host": game.engine_url, "network": "none", "data_target": DATA_TARGET}
+    return {
+        "panel": {"url": panel_url},
+        "containers": containers,
+        "transfer": {
+            "progress_interval_s": 0.5,
+            "retain_s": 3600,
+            "shutdown_grace_s": 0,
+            "allowed_destinations": ("http://127.0.0.1:*",),
+        },
+        "limits": {"reserve_bytes": 64 * 1024 * 1024},
+        "nats": {"url": nats_url},
+    }
+
+
+async def _transfer(console: Console, running: _Running, size_mb: int) -> dict[str, dict[str, Any]]:
+    """Ask for the transfer as the panel does, show what the bus tells, and wait for both ends. Returns their views."""
+    client = await nats.connect(running.nats_url, connect_timeout=5)
+    try:
+        with Show(console) as show:
+
+            async def feed(message: Msg) -> None:
+                event = read_event(message.data)
+                if event is not None:
+                    show.feed(event)
+
+            await client.subscribe("transfer.v1.event.>", cb=feed)
+            await client.flush()
+            try:
+                await running.panel.panel.start_transfer(
+                    running.server, "node-b", start_on_completion=running.game is not None
+                )
+            except TransferNotStarted as refused:
+                raise DemoFailed(f"{refused}\n{running.source.log_tail()}") from refused
+            views = await _wait_end(running, _PATIENCE_S + size_mb / 5)
+            await client.flush()  # what was published before the end is shown before the summary
+    finally:
+        await client.close()
+    return views
+
+
+async def _wait_end(running: _Running, patience_s: float) -> dict[str, dict[str, Any]]:
+    """Until both nodes have nothing left to do for the transfer. Asks them, because the bus promises nothing."""
+    views: dict[str, dict[str, Any]] = {}
+    try:
+        async with asyncio.timeout(patience_s), httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+            while True:
+                for node in (running.source, running.destination):
+                    response = await client.get(
+                        f"{node.url}/api/servers/{running.server}/transfer",
+                        headers={"Authorization": f"Bearer {node.token}"},
+                    )
+                    if response.status_code == 200:
+                        views[node.name] = response.json()
+                ends = [(view["status"], view["stage"]) for view in views.values()]
+                if any(status in (Status.FAILED, Status.CANCELLED) for status, _ in ends):
+                    raise DemoFailed(_why(running, views))
+                if ends == [(Status.COMPLETED, Stage.ENDED)] * 2:
+                    return views
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise DemoFailed(f"no end within {patience_s:.0f} s: {_why(running, views)}") from None
+    except httpx.HTTPError as error:
+        raise DemoFailed(f"a node stopped answering ({error!r}): {_why(running, views)}") from error
+
+
+def _why(running: _Running, views: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = []
+    for node in (running.source, running.destination):
+        view = views.get(node.name, {})
+        words = [str(view[name]) for name in ("status", "stage", "reason", "message", "needs") if view.get(name)]
+        lines.append(f"{node.name}: {', '.join(words) or 'no transfer'}\n{node.log_tail()}")
+    return "\n".join(lines)
+
+
+async def _check(console: Console, running: _Running, views: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
+    """Every claim: the volumes are equal, the panel was told once, the server runs there and not here."""
+    source = await asyncio.to_thread(_kept_volume, running.source, running.server)
+    volume = running.destination.volumes / running.server
+    comparison = await asyncio.to_thread(compare, source, volume)
+    if not comparison.is_equal:
+        shown = "\n".join(f"  {difference}" for difference in comparison.differences[:_SHOWN_DIFFERENCES])
+        raise DemoFailed(f"the volumes differ in {len(comparison.differences)} things:\n{shown}")
+    _check_panel(running)
+    if running.game is not None:
+        here = await asyncio.to_thread(running.game.containers_on, running.source.volumes / running.server)
+        there = await asyncio.to_thread(running.game.containers_on, volume)
+        if here or list(there.values()) != ["running"]:
+            raise DemoFailed(f"containers at the source: {here}, at the destination: {there}")
+        console.print(f"Container: stopped and removed on node-a, runs as {next(iter(there))} on node-b.")
+    wire = views[running.destination.name].get("progress", {}).get("wire_bytes") or 0
+    console.print(_summary(comparison, seconds, wire))
+
+
+def _check_panel(running: _Running) -> None:
+    panel = running.panel.panel
+    told = {
+        route: [call.node for call in panel.calls_of(route) if call.status is not None and call.status < 300]
+        for route in ("success", "failure", "delete")
+    }
+    if told != {"success": ["node-b"], "failure": [], "delete": ["node-a"]}:
+        raise DemoFailed(f"the panel was told {told['success']} success and {told['failure']} failure")
+    if panel.owner(running.server) != "node-b" or panel.transfer(running.server) is not None:
+        raise DemoFailed(f"the panel still has the server on {panel.owner(running.server)}")
+
+
+def _kept_volume(node: DemoNode, server: str) -> Path:
+    """Where the panel's deletion left the source's volume."""
+    layout = VolumeLayout.detect(node.volumes / server, node.volumes)
+    kept = [item.path for item in list_trash(layout.trash_root) if item.server == server and item.complete]
+    if len(kept) != 1 or layout.volume.exists():
+        raise DemoFailed(f"the source's volume was not moved to trash: {kept}")
+    return kept[0]
+
+
+def _summary(comparison: Comparison, seconds: float, wire_bytes: int) -> Text:
+    megabytes = comparison.content_bytes / 1e6
+    text = Text()
+    text.append("Verified: ", "bold green")
+    text.append(
+        f"{megabytes:.1f} MB in {comparison.files} files moved in {seconds:.1f} s ({megabytes / seconds:.0f} MB/s"
+        + (f", {wire_bytes / 1e6:.1f} MB on the wire" if wire_bytes else "")
+        + f"); all {comparison.entries} entries are equal in type, mode, time, size and SHA-256. "
+        "The panel was told once, and gave the server to node-b."
+    )
+    return text
+
+
+async def _keep(console: Console, running: _Running) -> None:
+    """Until Ctrl-C: the lines that the README's examples begin with, anew whenever a transfer has ended."""
+    panel = running.panel.panel
+    nodes = {node.name: node for node in (running.source, running.destination)}
+    console.print("\nEverything keeps running until Ctrl-C. To be pasted into another shell:")
+    while True:
+        here = nodes.pop(panel.owner(running.server))
+        (there,) = nodes.values()
+        nodes[here.name] = here
+        token = panel.mint_token(running.server, there.name)
+        panel.assume_transfer(running.server, there.name)  # a request by hand is one that the panel has begun
+        lines = [
+            f"A={here.url} B={there.url} TOKEN={here.token} TOKEN_B={there.token}",
+            f"SERVER={running.server}",
+            f'JWT="Bearer {token}"',
+        ]
+        console.print()
+        for line in lines:
+            console.print(Text(line), soft_wrap=True)
+        await panel.wait_for(lambda: panel.transfer(running.server) is None)
