@@ -242,7 +242,7 @@ class Model:
     def _source_effect(self, w: World, task: str) -> Iterator[Step]:
         effect, phase = task.split(":", 1)
         state = self.source(w)
-        whim, swap = w._replace(user=w.user - 1), _swap
+        whim = w._replace(user=w.user - 1) if w.user else w
         match Effect(effect):
             case Effect.STOP_SERVER:
                 stopped = w._replace(run_a=0)
@@ -260,7 +260,7 @@ class Model:
                     )
             case Effect.FINISH_UPLOAD:
                 if phase == "new" and w.ls:
-                    tasks = swap(w.a_tasks, task, "finish_upload:sent")
+                    tasks = _swap(w.a_tasks, task, "finish_upload:sent")
                     if w.run_a:
                         w = w._replace(wrong="an archive was finished while the server may run")
                     yield Step("S: the boundary goes out", "ok", w._replace(sent="new", a_tasks=tasks))
@@ -289,7 +289,8 @@ class Model:
         effect, phase = task.split(":", 1)
         state = self.destination(w)
         assert state is not None
-        whim, less = w._replace(user=w.user - 1), w._replace(loss=w.loss - 1)
+        whim = w._replace(user=w.user - 1) if w.user else w
+        less = w._replace(loss=w.loss - 1) if w.loss else w
         match Effect(effect):
             case Effect.ADMIT:
                 if self.old_panel or w.t1 == "active":
@@ -369,7 +370,7 @@ class Model:
                 return world._replace(a_tasks=_swap(world.a_tasks, task, f"{effect}:{phase}"))
             return world._replace(b_tasks=_swap(world.b_tasks, task, f"{effect}:{phase}"))
 
-        less = w._replace(loss=w.loss - 1)
+        less = w._replace(loss=w.loss - 1) if w.loss else w
         if effect == Effect.ASK_OWNER:
             if phase == "new":
                 answer = "listed" if w.owner == node else "not listed"
