@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, Self
@@ -24,7 +25,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from sidecar.bus.settings import BusSettings
-from sidecar.errors import HostFailed, SidecarError
+from sidecar.errors import HostFailed
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,14 @@ class BusDown(Exception):
     """There is no working connection at the moment. Never leaves this package."""
 
 
+class _Link:
+    """One client of the library, and whether anything is wrong with it. Its late callbacks concern it alone."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self.is_broken = asyncio.Event()
+
+
 class BusConnection:
     """Args: settings; on_connected, run with each new client before it counts as connected (to subscribe)."""
 
@@ -54,10 +63,9 @@ class BusConnection:
         self._settings = settings
         self._options = settings.connect_options()
         self._on_connected = on_connected
-        self._client: Client | None = None
+        self._link: _Link | None = None
         self._state = BusState.CONNECTING
         self._changed = asyncio.Condition()
-        self._is_broken = asyncio.Event()
         self._is_stopping = asyncio.Event()
         self._connections = 0
         self._denied = 0
@@ -71,8 +79,8 @@ class BusConnection:
 
     @property
     def is_connected(self) -> bool:
-        client = self._client
-        return self._state is BusState.CONNECTED and client is not None and client.is_connected
+        link = self._link
+        return self._state is BusState.CONNECTED and link is not None and link.client.is_connected
 
     @property
     def connections(self) -> int:
@@ -95,7 +103,6 @@ class BusConnection:
         """Send what is unsent, within `drain_s`, and close. Never hangs."""
         assert self._run is not None
         self._is_stopping.set()
-        self._is_broken.set()
         try:
             await self._run
         finally:
@@ -114,9 +121,10 @@ class BusConnection:
         Raises BusDown, ValueError where the fault is the message's own. The size is checked here, headers included:
         the broker answers a message above its bound by closing the connection.
         """
-        client = self._client
-        if client is None or not self.is_connected:
+        link = self._link
+        if link is None or not self.is_connected:
             raise BusDown("not connected")
+        client = link.client
         size = len(payload) + _HEADER_BYTES + sum(len(name) + len(value) + 4 for name, value in headers.items())
         if size > client.max_payload:
             raise ValueError(f"the message has {size} bytes, the broker takes {client.max_payload}")
@@ -125,7 +133,7 @@ class BusConnection:
         except _MESSAGE_ERRORS as error:
             raise ValueError(str(error)) from error
         except _BUS_ERRORS as error:
-            self._suspect(error)
+            self._suspect(link, error)
             raise BusDown(str(error)) from error
 
     async def settle(self, within_s: float) -> None:
@@ -135,82 +143,61 @@ class BusConnection:
         began earlier proves nothing: the client's PING overtakes what it has not written yet.) A connection that does
         not manage it in time is thrown away: unsent bytes in a dead socket would otherwise pile up without any sign.
         """
-        client = self._client
-        if client is None or not self.is_connected:
+        link = self._link
+        if link is None or not self.is_connected:
             raise BusDown("not connected")
         try:
-            async with asyncio.timeout(within_s):
-                is_settled = False
-                while not is_settled:
-                    is_settled = client.pending_data_size == 0
-                    await client.flush(timeout=max(1, int(within_s)))
-                    if not client.is_connected:  # a client that is closing reports a flush as done, at once
-                        raise nats.errors.ConnectionClosedError
-                    await asyncio.sleep(0)  # such a report gives no turn to the task that would write
+            if not await _first(_settled(link.client, within_s), link.is_broken.wait(), within_s):
+                raise nats.errors.ConnectionClosedError if link.is_broken.is_set() else nats.errors.TimeoutError
         except _BUS_ERRORS as error:
-            self._suspect(error)
+            self._suspect(link, error)
             raise BusDown(str(error)) from error
-        if client is not self._client:
-            raise BusDown("lost while settling")
 
     def facts(self) -> dict[str, Any]:
         """For readiness: the state, and how it got there."""
         return {"state": self.state.value, "connections": self._connections, "denied": self._denied}
 
-    def _suspect(self, error: Exception) -> None:
-        self._client = None  # nobody else may try it again
-        self._note(error)
-        self._is_broken.set()
+    def _suspect(self, link: _Link, error: Exception) -> None:
+        if self._link is link:
+            self._link = None  # nobody else may try it again
+            self._note(error)
+        link.is_broken.set()
 
     async def _supervise(self) -> None:
         attempt = 0
         try:
             while not self._is_stopping.is_set():
                 try:
-                    client = await self._connect()
+                    link = await self._connect()
                 except _BUS_ERRORS as error:
-                    self._note(error)
-                except SidecarError as error:
                     self._note(error)
                 else:
                     attempt = 0
-                    await self._stay(client)
-                    if self._is_stopping.is_set():
-                        return
-                await self._pause(attempt)
-                attempt += 1
+                    await self._stay(link)
+                if not self._is_stopping.is_set():
+                    await self._pause(attempt)
+                    attempt += 1
         finally:
-            self._client = None
             await self._set(BusState.CLOSED)
 
-    async def _connect(self) -> Client:
+    async def _connect(self) -> _Link:
         """One attempt, bounded, that leaves nothing behind where it fails."""
-        client = Client()
-        self._is_broken.clear()
-        if self._is_stopping.is_set():
-            raise BusStopping
-        attempt = asyncio.ensure_future(self._attempt(client))
-        stopping = asyncio.ensure_future(self._is_stopping.wait())
+        link = _Link()
+        bound_s = self._settings.connect_s * (len(self._settings.urls) + 1)
         try:
-            bound_s = self._settings.connect_s * (len(self._settings.urls) + 1)
-            await asyncio.wait({attempt, stopping}, timeout=bound_s, return_when=asyncio.FIRST_COMPLETED)
-            if not attempt.done():
+            if not await _first(self._attempt(link), self._is_stopping.wait(), bound_s):
                 raise nats.errors.TimeoutError
-            attempt.result()
         except BaseException:
-            attempt.cancel()
-            await asyncio.gather(attempt, return_exceptions=True)
-            await self._discard(client)
+            await self._discard(link.client)
             raise
-        finally:
-            stopping.cancel()
-            await asyncio.gather(stopping, return_exceptions=True)
-        return client
+        return link
 
-    async def _attempt(self, client: Client) -> None:
-        await client.connect(
-            **self._options, error_cb=self._on_error, closed_cb=self._on_lost, disconnected_cb=self._on_lost
-        )
+    async def _attempt(self, link: _Link) -> None:
+        async def on_lost() -> None:
+            link.is_broken.set()
+
+        client = link.client
+        await client.connect(**self._options, error_cb=self._on_error, closed_cb=on_lost, disconnected_cb=on_lost)
         if self._on_connected is not None:
             await self._on_connected(client)
         # A subscription counts from the second round trip on: the first may be answered before it is in place.
@@ -219,9 +206,9 @@ class BusConnection:
         if not client.is_connected:
             raise nats.errors.ConnectionClosedError
 
-    async def _stay(self, client: Client) -> None:
+    async def _stay(self, link: _Link) -> None:
         """Until this connection is lost, suspected or to be closed; then nothing of it is left."""
-        self._client = client
+        self._link = link
         self._connections += 1
         self._denied = 0
         self._last_error = ""
@@ -229,13 +216,13 @@ class BusConnection:
         await self._set(BusState.CONNECTED)
         _log.info("bus: connected to %s", self._settings.shown_urls)
         try:
-            await self._is_broken.wait()
-            if self._is_stopping.is_set():
-                await self._drain(client)
+            await _first(link.is_broken.wait(), self._is_stopping.wait(), None)
+            if not link.is_broken.is_set():
+                await self._drain(link.client)
         finally:
-            self._client = None
+            self._link = None
             await self._set(BusState.CONNECTING)
-            await self._discard(client)
+            await self._discard(link.client)
         if not self._is_stopping.is_set():
             _log.warning("bus: connection lost; transfers go on without it")
 
@@ -275,13 +262,8 @@ class BusConnection:
             self._denied += 1
         self._note(error)
 
-    async def _on_lost(self) -> None:
-        self._is_broken.set()
-
     def _note(self, error: Exception) -> None:
         """One line per kind of error and `LOG_EVERY_S`; never a credential, which errors of the library do not hold."""
-        if isinstance(error, BusStopping):
-            return
         words = self._last_error = _words(error)
         now = asyncio.get_running_loop().time()
         if now - self._said.get(words, -LOG_EVERY_S) >= LOG_EVERY_S:
@@ -289,10 +271,6 @@ class BusConnection:
                 self._said.clear()
             self._said[words] = now
             _log.warning("bus: %s: %s", self._settings.shown_urls, words)
-
-
-class BusStopping(nats.errors.Error):
-    """The connection is being closed while it is being made."""
 
 
 async def check_bus(connection: BusConnection) -> dict[str, Any]:
@@ -307,6 +285,37 @@ async def check_bus(connection: BusConnection) -> dict[str, Any]:
 
 
 _GUARANTEE: Final = {"guarantee": "at most once"}
+
+
+async def _settled(client: Client, within_s: float) -> None:
+    """Round trips until one began with nothing left in the client."""
+    is_settled = False
+    while not is_settled:
+        is_settled = client.pending_data_size == 0
+        await client.flush(timeout=max(1, math.ceil(within_s)))
+        if not client.is_connected:  # a client that is closing reports a flush as done, at once
+            raise nats.errors.ConnectionClosedError
+        await asyncio.sleep(0)  # such a report gives no turn to the task that would write
+
+
+async def _first(
+    wanted: Coroutine[Any, Any, object], spoiler: Coroutine[Any, Any, object], within_s: float | None
+) -> bool:
+    """Whether `wanted` ended, before `spoiler` and in time. Raises what it raised. Leaves nothing running.
+
+    The library's own waits do not end when their connection does; this is how they are left.
+    """
+    first, second = asyncio.ensure_future(wanted), asyncio.ensure_future(spoiler)
+    try:
+        await asyncio.wait({first, second}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
+            return False
+        first.result()
+        return True
+    finally:
+        for task in (first, second):
+            task.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
 
 
 def _words(error: BaseException) -> str:
