@@ -18,7 +18,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -77,16 +77,23 @@ def run(*, size_mb: int, use_docker: bool | None = None, keep: bool = False) -> 
     except (DemoFailed, NodeFailed, NatsMissing, NoContainer) as failed:
         console.print(Text(f"The demo failed: {failed}", "bold red"))
         return 1
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except (KeyboardInterrupt, asyncio.CancelledError):  # the former before the demo has begun
         console.print("\nInterrupted; nothing is left behind.")
         return 130
     return 0
 
 
-async def _interruptible(demo: Any) -> None:
-    """SIGTERM ends the demo as Ctrl-C does: by cancelling it, so that it cleans up."""
+async def _interruptible(demo: Coroutine[Any, Any, None]) -> None:
+    """Ctrl-C and SIGTERM cancel the demo, so that it cleans up; further ones do not disturb it in that."""
     task = asyncio.ensure_future(demo)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if not task.cancelling():
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
     await task
 
 
@@ -155,6 +162,8 @@ async def _set_up(
         nodes[name] = await stack.enter_async_context(
             run_node(directory / name, name, sections, port=ports[name], token_id=token_id, token=token)
         )
+    for node in nodes.values():
+        stack.callback(node.begin_stop)
     console.print(
         f"Running: panel {panel.url}, bus {broker.url}, " + ", ".join(f"{n} {d.url}" for n, d in nodes.items())
     )

@@ -65,6 +65,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 3  # the broker and both nodes
         process.send_signal(number)
+        process.send_signal(number)  # impatience does not disturb the cleaning up
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said
