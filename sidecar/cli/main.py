@@ -113,8 +113,13 @@ def serve(config: ConfigOption = None, wings_config: WingsOption = None) -> None
 
     try:
         asyncio.run(serve_node(loaded.settings))
-    except HostFailed as failed:
-        fail(failed.message)
+    except (HostFailed, OSError, ExceptionGroup) as failed:
+        cause: Exception = failed
+        while isinstance(cause, ExceptionGroup) and len(cause.exceptions) == 1:  # as the scopes around it wrapped it
+            cause = cause.exceptions[0]
+        if not isinstance(cause, (HostFailed, OSError)):
+            raise  # a bug: with all that is known of it
+        fail(f"the node cannot serve: {cause}")
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -145,6 +146,23 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
         f"transfer-sidecar: the configuration is wrong: the file {tmp_path / 'none.toml'} cannot be read: "
         "No such file or directory\n"
     )
+
+
+def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        environ = ENVIRONMENT | {
+            "SIDECAR_API_PORT": str(port),
+            "SIDECAR_CONTAINERS_RUNTIME": "none",
+            "SIDECAR_SERVERS_VOLUMES": str(tmp_path),
+            "SIDECAR_STATE_DIR": str(tmp_path.with_name("state")),
+        }
+        done = spawn("serve", environ=environ)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("transfer-sidecar: the node cannot serve: ")
+    assert str(port) in said
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_option_is_wrong_usage() -> None:
