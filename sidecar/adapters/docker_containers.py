@@ -42,6 +42,7 @@ _DISARMED: Final = {"Name": "no"}
 _KILL_WAIT_S: Final = 10.0  # after SIGKILL: the engine's own clean-up
 _POLL_S: Final = 0.1  # between two inspections of a container that the engine is about to restart
 _FIND_TRIES: Final = 3
+_CLOSE_S: Final = 2.0  # a watch in the middle of a call to an engine that hangs ends by itself, later
 _SIGNAL_LETTERS: Final = {"C": "SIGINT", "\\": "SIGQUIT"}  # as typed with the control key
 
 
@@ -150,13 +151,14 @@ class DockerRuntime:
         await self._in_thread(self._verify, server, observed.container)
 
     async def wait_started_outside(self, server: str) -> None:
+        """As `ports.Runtime.wait_started_outside`. If cancelled: its thread is told, and waited for a moment."""
         watch = StartWatch(self._engine, self._servers, server, self._run_has_changed, reconnect_s=self._reconnect_s)
         running = asyncio.get_running_loop().run_in_executor(self._watchers, watch.run)
         try:
             await asyncio.shield(running)
         finally:
             watch.close()
-            await asyncio.wait([running])
+            await asyncio.wait([running], timeout=_CLOSE_S)
 
     async def start(self, server: str, observed: Observed) -> None:
         await self._in_thread(self._start, server, observed)
