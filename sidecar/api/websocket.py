@@ -246,17 +246,29 @@ class _Session:
         # The contract's iterators are generators; the cast says so to `aclosing`.
         events = cast("AsyncGenerator[TransferEvent, None]", self._transfers.events(self._server))
         async with aclosing(events):
-            view = self._transfers.view(self._server)
-            for event, args in self._speaker.current(view) if view is not None else []:
-                await self._send(event, args)
-            async for happened in events:
-                claims = self._claims
-                if claims is None or claims.expires_at <= self._now():
-                    continue
-                sees_logs = LOGS_PERMISSION in claims.permissions
-                for event, args in self._speaker.tell(happened, sees_logs=sees_logs):
+            first = asyncio.ensure_future(anext(events, None))
+            try:
+                await asyncio.sleep(
+                    0
+                )  # by now the engine knows of us: nothing is missed between the state and the events
+                view = self._transfers.view(self._server)
+                for event, args in self._speaker.current(view) if view is not None else []:
                     await self._send(event, args)
+                happened = await first
+            finally:
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+            while happened is not None:
+                await self._tell(happened)
+                happened = await anext(events, None)
         raise _Over(_TRY_LATER, "too slow")
+
+    async def _tell(self, happened: TransferEvent) -> None:
+        claims = self._claims
+        if claims is None or claims.expires_at <= self._now():
+            return
+        for event, args in self._speaker.tell(happened, sees_logs=LOGS_PERMISSION in claims.permissions):
+            await self._send(event, args)
 
     async def _watch_expiry(self) -> None:
         """Tell the page in time to fetch a new token; a socket that never gets one is closed."""

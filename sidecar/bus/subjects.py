@@ -17,7 +17,7 @@ from sidecar.views import EventKind, TransferEvent
 
 DEFAULT_ROOT: Final = "transfer"
 _NODE: Final = re.compile(r"[A-Za-z0-9_-]{1,48}", re.ASCII)
-_ROOT: Final = re.compile(r"[A-Za-z0-9_-]{1,32}(\.[A-Za-z0-9_-]{1,32}){0,3}", re.ASCII)
+_ROOT: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 
 
 class Subjects(msgspec.Struct, frozen=True):

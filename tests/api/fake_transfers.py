@@ -96,6 +96,7 @@ class FakeTransfers:
         self.current: dict[str, TransferView] = {}
         self.failures: dict[str, Exception] = {}
         self.receiver: Receiver | None = None
+        self.on_view: Callable[[], None] | None = None
         self.starter: Callable[[Caller | None], Awaitable[None]] | None = None
         self.started: list[tuple[StartTransfer, Caller | None, bool]] = []
         self.received: list[IncomingUpload] = []
@@ -151,6 +152,8 @@ class FakeTransfers:
         return list(self.current.values())
 
     def view(self, server: str) -> TransferView | None:
+        if self.on_view is not None:
+            self.on_view()
         return self.current.get(server)
 
     async def servers(self) -> list[ServerView]:
@@ -163,10 +166,7 @@ class FakeTransfers:
         return self.known[server]
 
     def events(self, server: str | None) -> AsyncGenerator[TransferEvent, None]:
-        waiting: asyncio.Queue[TransferEvent | None] = asyncio.Queue()
-        self._consumers_changed.set()
-        self._consumers[waiting] = server  # from now on, not from the first `anext` on
-        return self._consume(waiting)
+        return self._consume(server)
 
     async def publish(self, *events: TransferEvent) -> None:
         for event in events:
@@ -184,7 +184,10 @@ class FakeTransfers:
         for waiting in self._consumers:
             waiting.put_nowait(None)
 
-    async def _consume(self, waiting: asyncio.Queue[TransferEvent | None]) -> AsyncGenerator[TransferEvent, None]:
+    async def _consume(self, server: str | None) -> AsyncGenerator[TransferEvent, None]:
+        waiting: asyncio.Queue[TransferEvent | None] = asyncio.Queue()
+        self._consumers[waiting] = server
+        self._consumers_changed.set()
         try:
             while (event := await waiting.get()) is not None:
                 yield event

@@ -279,3 +279,22 @@ async def test_a_client_that_leaves_takes_its_consumer_with_it() -> None:
             await authenticated(connection)
             await n.transfers.wait_consumers(1)
         await n.transfers.wait_consumers(0)
+
+
+@in_loop
+async def test_nothing_is_missed_between_the_state_and_the_events() -> None:
+    transfers = FakeTransfers()
+    transfers.current[SERVER] = view()
+    endings = []
+
+    def then_it_ends() -> None:
+        """The transfer ends in the moment in which the socket has read its state."""
+        ending = transfers.publish(status_event(9, Status.COMPLETED))
+        endings.append(asyncio.get_running_loop().create_task(ending))
+
+    async with node(transfers) as n, n.socket() as connection:
+        talk = Talk(connection)
+        transfers.on_view = then_it_ends
+        await authenticated(connection)
+        assert await talk.hear() == ("transfer.status", ["processing"])
+        assert await talk.hear() == ("transfer.status", ["completed"])
