@@ -43,6 +43,7 @@ class Kind(Enum):
 
 
 _KINDS: Final = {flag: kind for kind in Kind for flag in kind.value}
+_USUAL_KINDS: Final = {b"0": Kind.FILE, b"5": Kind.DIRECTORY, b"x": Kind.PAX}
 _WITH_CONTENT: Final = frozenset({Kind.FILE, Kind.SPARSE, Kind.PAX, Kind.PAX_GLOBAL, Kind.LONG_NAME, Kind.LONG_LINK})
 
 
@@ -59,6 +60,8 @@ class Header(msgspec.Struct):
 
 _OCTAL: Final = re.compile(rb"[ \0]*([0-7]*)[ \0]*\Z")
 _FIELDS: Final = struct.Struct("100s8s16x12s12s8s1s100s5s")
+# Mode, size, mtime, checksum and typeflag as nearly every writer of today pads them.
+_USUAL: Final = re.compile(rb"([0-7]{7})\0.{16}([0-7]{11})\0([0-7]{11})\0([0-7]{6})\0 (.)", re.DOTALL)
 
 
 def checksum_matches(block: bytes) -> bool:
@@ -99,6 +102,32 @@ def parse_header(block: bytes, at: int) -> Header:
 
     Raises DataCorrupt: `archive.damaged` for a wrong checksum or number, `archive.hostile` for an unknown typeflag.
     """
+    return _usual_header(block) or _any_header(block, at)
+
+
+def _usual_header(block: bytes) -> Header | None:
+    """What `_any_header` would return, in a third of the time; None for whatever is not as usual in any respect.
+
+    Usual are files, directories and PAX extensions without prefix and link, whose numbers fill their fields.
+    """
+    found = _USUAL.match(block, 100)
+    if found is None or block[157] or block[345]:
+        return None
+    mode, size, mtime, checksum, typeflag = found.groups()
+    claimed = int(checksum, 8)
+    # As in `checksum_matches`. Of the field's own eight bytes, digits, a NUL and a space, the sum has to go.
+    own = (zlib.adler32(checksum) & 0xFFFF) - 7 * 32
+    if zlib.adler32(block) & 0xFFFF != (claimed + own) % 65521 or claimed >= 1 << 17:
+        return None
+    kind = _USUAL_KINDS.get(typeflag)
+    name = block[:100].split(b"\0", 1)[0]
+    if kind is None or not name or (kind is Kind.FILE and name[-1] == 0x2F):
+        return None
+    size_bytes = 0 if kind is Kind.DIRECTORY else int(size, 8)
+    return Header(kind, name, int(mode, 8) & 0o7777, size_bytes, int(mtime, 8) * 10**9, b"")
+
+
+def _any_header(block: bytes, at: int) -> Header:
     if not checksum_matches(block):
         raise damaged("a member's header does not carry its own checksum", at)
     name, mode, size_field, mtime, _, typeflag, link, magic = _FIELDS.unpack_from(block)
@@ -167,6 +196,8 @@ def pax_mtime_ns(value: bytes, at: int) -> int:
 
 def clamp_mtime(mtime_ns: int) -> int:
     """An mtime that the system call takes; the filesystem clamps further by itself."""
+    if 0 <= mtime_ns <= MAX_MTIME_S * 10**9:
+        return mtime_ns
     return max(-MAX_MTIME_S * 10**9, min(MAX_MTIME_S * 10**9, mtime_ns))
 
 
