@@ -112,6 +112,37 @@ class Arbiter(Protocol):
         """The oracle: whether this node owns the server now; None where it did not answer."""
 
 
+class Delivery(StrEnum):
+    """What became of a hand-over. No answer of a daemon proves anything about the panel (H1)."""
+
+    ANSWERED = "answered"  # any complete answer: the daemon is done with it, whatever it says
+    UNANSWERED = "unanswered"  # sent, and no answer came: the daemon may still act (H2)
+    UNSENT = "unsent"  # not sent: the daemon is unreachable, or knows the server already
+
+
+class Daemon(Protocol):
+    """A node daemon beside which the sidecar works: it owns the server once it has been handed over."""
+
+    async def knows(self, server: str) -> bool | None:
+        """Whether the daemon has that server registered; None where it did not answer."""
+
+    async def hand_over(self, server: str) -> Delivery:
+        """Make the daemon adopt the volume that is in its place: an ordinary transfer with an empty archive.
+
+        The daemon tells the panel `success` itself. No time-out of ours: it may retry its panel call for minutes.
+        """
+
+    async def forget(self, server: str) -> None:
+        """DELETE the server at the daemon and wait until it is unknown. The daemon deletes the files that it finds at
+        the volume's place: move them aside before.
+
+        Raises HostFailed (`daemon.*`).
+        """
+
+    async def is_stuck(self, server: str) -> bool | None:
+        """Whether the daemon holds the server as transferring although the panel has decided; None: no answer."""
+
+
 class Panel(Arbiter, Protocol):
     """The panel's remote API."""
 
