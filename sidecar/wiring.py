@@ -228,6 +228,7 @@ def _server(settings: Settings, node: Node, readiness: Readiness, engine_info: E
             allowed_origins=settings.api.allowed_origins,
             dialects=frozenset(settings.websocket.dialects),
             max_per_server=limits.max_websockets_per_server,
+            max_total=limits.max_websockets,
             max_message_bytes=limits.max_websocket_message_bytes,
         ),
         codecs=("gzip",),

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -243,14 +243,11 @@ class _Session:
 
     async def _forward(self) -> None:
         """Events of this server's transfers to the client, as long as its token is good."""
-        # The contract's iterators are generators; the cast says so to `aclosing`.
-        events = cast("AsyncGenerator[TransferEvent, None]", self._transfers.events(self._server))
-        async with aclosing(events):
+        async with aclosing(self._transfers.events(self._server)) as events:
             first = asyncio.ensure_future(anext(events, None))
             try:
-                await asyncio.sleep(
-                    0
-                )  # by now the engine knows of us: nothing is missed between the state and the events
+                # After one turn of the loop the engine knows of us: nothing is missed between state and events.
+                await asyncio.sleep(0)
                 view = self._transfers.view(self._server)
                 for event, args in self._speaker.current(view) if view is not None else []:
                     await self._send(event, args)

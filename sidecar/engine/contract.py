@@ -6,7 +6,7 @@ The edges check who calls and whether the request is well formed; everything tha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
@@ -125,7 +125,7 @@ class Transfers(Protocol):
     async def server(self, server: str) -> ServerView:
         """One of them. Raises Refused (`server.unknown`)."""
 
-    def events(self, server: str | None) -> AsyncIterator[TransferEvent]:
+    def events(self, server: str | None) -> AsyncGenerator[TransferEvent, None]:
         """Events from now on, of one server or of all; consume under `aclosing`.
 
         A slow consumer loses progress events first; if even its status and log events exceed the bound, the

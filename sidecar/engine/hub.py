@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from sidecar.views import EventKind, TransferEvent
 
@@ -47,7 +47,7 @@ class EventHub:
         for listener in self._listeners:
             listener.take(event)
 
-    async def listen(self, server: str | None) -> AsyncIterator[TransferEvent]:
+    async def listen(self, server: str | None) -> AsyncGenerator[TransferEvent, None]:
         """Events from the first `__anext__` on; ends when this listener lost a status or log event by being slow."""
         listener = _Listener(server)
         self._listeners.add(listener)
