@@ -60,7 +60,7 @@ def test_a_server_moves_and_nothing_is_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    with demo(tmp_path, "--size", "60", "--no-docker") as process:
+    with demo(tmp_path, "--size", "60", "--no-docker", "--keep") as process:  # which never ends by itself
         read_until(process, "Running:")
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 3  # the broker and both nodes
