@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing := missing_tools():
         console.print(f"Nothing to compare with: {', '.join(missing)} not found.")
         return 2
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # cleans up as for Ctrl-C
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as for Ctrl-C
     try:
         if options.memory is not None:
             return _memory(console, options)
@@ -122,7 +122,7 @@ def _small(console: Console, options: argparse.Namespace) -> None:
 def _memory(console: Console, options: argparse.Namespace) -> int:
     content_bytes = int(options.memory * (1 << 30))
     with place(content_bytes, options.directory) as where:
-        world = make_world(source_volume(where.directory), max(1, content_bytes // 1_000_000))
+        world = make_world(source_volume(where.directory), 1 + content_bytes // 980_000)  # a world is a little smaller
         _announce(console, f"World: {world.content_bytes / (1 << 30):.2f} GiB in {world.files:,} files", where)
         missed = []
         for name, wire in _WIRES.items():
