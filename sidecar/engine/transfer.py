@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 
 from sidecar.archive.meter import Meter
-from sidecar.engine.log_lines import format_line
+from sidecar.engine.log_lines import format_line, printable
 from sidecar.engine.progress import Pace, bar
 from sidecar.engine.services import Backoff, Services
 from sidecar.errors import Fact, HostFailed, IllegalTransition, Refused, SidecarError
@@ -198,6 +198,7 @@ class Transfer(ABC):
             event = await self.performers[effect]()
         except SidecarError as error:
             self.failure_facts = dict(error.facts)
+            error.message = printable(error.message)  # it may hold a file's name, of any bytes, and is journaled
             self.log.warning("%s failed: %s (%s)", effect, error.message, error.code)
             event = self.failed(effect, error)
         except Exception:
@@ -212,8 +213,12 @@ class Transfer(ABC):
         Raises HostFailed (`journal.failed`).
         """
         async with self._writing:
-            self.facts = facts
-            await self._write("Noted", self.state)
+            before, self.facts = self.facts, facts
+            try:
+                await self._write("Noted", self.state)
+            except HostFailed:
+                self.facts = before  # nothing may be done on the strength of what a restart would not know
+                raise
 
     async def _write(self, event_name: str, state: State) -> None:
         self._seq += 1
@@ -244,7 +249,9 @@ class Transfer(ABC):
 
     # -- what others see -----------------------------------------------------------------------------------------------
     def _announce(self, old: State, new: State) -> None:
-        if new.stage is not old.stage and (line := self.stage_line(new.stage)) is not None:
+        ends = new.is_final and not old.is_final  # with debts or without: it may be past settling at once
+        stage = Stage.SETTLING if ends else new.stage
+        if (ends or new.stage is not old.stage) and not old.is_final and (line := self.stage_line(stage)) is not None:
             self.say(line)
         if new.status is not old.status:
             if new.status is Status.FAILED:
