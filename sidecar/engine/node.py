@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Literal
 
@@ -122,11 +122,11 @@ class Node:
 
         Raises Refused (`transfer.exists`, `transfer.quarantine`, `transfer.too_many`).
         """
-        newest = self._newest.get(server)
-        if server in self._reserved or (newest is not None and newest.state.holds_slot):
-            if newest is not None and newest.state.is_final and server not in self._reserved:
+        holder = self._newest.get(server)
+        if server in self._reserved or (holder is not None and holder.state.holds_slot):
+            if holder is not None and holder.state.is_final and server not in self._reserved:
                 message = "A call of the previous transfer of this server can still land at the panel; try again later."
-                raise Refused("transfer.quarantine", message, transfer=newest.facts.transfer)
+                raise Refused("transfer.quarantine", message, transfer=holder.facts.transfer)
             raise Refused("transfer.exists", "A transfer is already in progress for this server.")
         active = sum(
             t.state.role is role and t.state.holds_slot and not t.state.is_final for t in self._transfers.values()
@@ -142,8 +142,11 @@ class Node:
             self._reserved.discard(server)
 
     def _remember(self, transfer: Transfer) -> None:
+        """At recovery the order is that of clocks, which may have been set back: who holds the slot stays newest."""
         self._transfers[transfer.facts.transfer] = transfer
-        self._newest[transfer.facts.server] = transfer
+        newest = self._newest.get(transfer.facts.server)
+        if newest is None or not newest.state.holds_slot:
+            self._newest[transfer.facts.server] = transfer
 
     async def _forget_old(self) -> None:
         ended = [t for t in self._transfers.values() if t.facts.transfer not in self._tasks and not self._is_needed(t)]
@@ -154,8 +157,8 @@ class Node:
             await self._services.in_thread(self._services.journal.forget, transfer.facts.transfer)
 
     def _is_needed(self, transfer: Transfer) -> bool:
-        newest = self._newest.get(transfer.facts.server) is transfer
-        return worth_keeping(transfer.state) and (newest or transfer.state.holds_slot)
+        moved = self._last_move(transfer.facts.server) is transfer
+        return worth_keeping(transfer.state) and (moved or transfer.state.holds_slot)
 
     def _run(self, transfer: Transfer, *effects: Effect, told: Event | None = None) -> None:
         assert self._group is not None
@@ -180,8 +183,21 @@ class Node:
 
     def _has_departed(self, server: str) -> bool:
         """Whether the last thing known of that server is that it left this node."""
-        newest = self._newest.get(server)
-        return newest is not None and newest.state.role is Role.SOURCE and newest.state.status is Status.COMPLETED
+        return self._departure(server) is not None
+
+    def _departure(self, server: str) -> Transfer | None:
+        """The transfer by which the server left, while its old files are here: what comes later is something else."""
+        last = self._last_move(server)
+        if last is None or last.state.role is not Role.SOURCE:
+            return None
+        return None if last.state.delete_requested and not last.state.owes_cleanup else last
+
+    def _last_move(self, server: str) -> Transfer | None:
+        """The newest transfer that moved the server. One that failed since then has not brought it back."""
+        for transfer in reversed(self._transfers.values()):
+            if transfer.facts.server == server and transfer.state.status is Status.COMPLETED:
+                return transfer
+        return None
 
     # -- source --------------------------------------------------------------------------------------------------------
     async def start(self, request: StartTransfer, *, caller: Caller | None, respond_async: bool) -> TransferView:
@@ -330,9 +346,14 @@ class Node:
                 with suppress(Refused):
                     await transfer.ask(on.CancelRequested(restart=False))
                 await transfer.wait_until(lambda state: state.is_final or state.in_doubt)
-        if transfer is not None and (transfer.state.in_doubt or self._has_departed(server)):
+        if transfer is not None and transfer.state.in_doubt:
             await self._delete_departed(transfer)
             return
+        if (departure := self._departure(server)) is not None:
+            await self._delete_departed(departure)
+            return
+        if isinstance(transfer, Outgoing):
+            await transfer.leave_stopped()
         await self._delete_own(server)
 
     async def _delete_departed(self, transfer: Transfer) -> None:
@@ -341,8 +362,6 @@ class Node:
             with suppress(Refused):
                 await transfer.ask(on.ServerDeleted())
         else:
-            if transfer.state.delete_requested:
-                raise Refused("server.unknown", "The requested resource does not exist on this instance.")
             self._run(transfer, told=on.ServerDeleted())
             await transfer.wait_until(lambda state: state.delete_requested)
             await transfer.wait_until(lambda state: not state.owes_cleanup)
@@ -391,7 +410,7 @@ class Node:
             volume=str(self._services.volumes.layout(server).volume),
         )
 
-    def events(self, server: str | None) -> AsyncIterator[TransferEvent]:
+    def events(self, server: str | None) -> AsyncGenerator[TransferEvent, None]:
         return self._services.hub.listen(server)
 
 
@@ -401,6 +420,7 @@ def assume_the_worse(state: State) -> State:
     The source may have been past its point, the destination in its commit; both ask before they act.
     """
     worse = {
+        Stage.STOPPING: Stage.AWAITING_VERDICT,
         Stage.SENDING: Stage.AWAITING_VERDICT,
         Stage.CUTTING: Stage.AWAITING_VERDICT,
         Stage.PREPARING: Stage.COMMITTING,

@@ -59,6 +59,7 @@ class Outgoing(Transfer):
         self._upload: Upload | None = None
         self._digest = hashlib.sha256()
         self._given_up = False
+        self._stays_stopped = False  # it is being deleted: do not start it again
         self.was_accepted = False  # the server was stopped and the caller may have its 202
         self._notices = NoticeLines(self.say, asyncio.get_running_loop())
 
@@ -164,6 +165,8 @@ class Outgoing(Transfer):
         runtime, server, observed = self.services.runtime, self.facts.server, self.facts.observed
         tries = 0
         while True:
+            if self._stays_stopped:
+                return on.ServerRestored()
             try:
                 await runtime.start(server, observed)
                 break
@@ -180,12 +183,17 @@ class Outgoing(Transfer):
         self.say("The server runs again on this node.")
         return on.ServerRestored()
 
+    async def leave_stopped(self) -> None:
+        """The server is about to be deleted: nobody starts it again once this returns."""
+        self._stays_stopped = True
+        await self.wait_until(lambda state: not state.owes_restore)
+
     async def _watch_late_exit(self) -> None:
         """It was asked to stop and did not in time: it may still obey, and must then be started again."""
         runtime, server, observed = self.services.runtime, self.facts.server, self.facts.observed
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.services.timings.late_exit_s
-        while loop.time() < deadline:
+        while loop.time() < deadline and not self._stays_stopped:
             with suppress(HostFailed):
                 if (await runtime.observe(server)).state is RunState.STOPPED:
                     await runtime.start(server, observed)
