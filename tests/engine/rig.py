@@ -98,6 +98,11 @@ class Rig:
         return sorted(root.iterdir()) if root.is_dir() else []
 
 
+def token_of(name: str) -> str:
+    """The daemon token of the node of that name."""
+    return f"token-of-{name}-0123456789abcdef0123456789"
+
+
 def transfer_token(key: str, server: str = SERVER, **claims: object) -> str:
     now = int(time.time())
     body = {"iss": "http://panel", "sub": server, "iat": now, "nbf": now - 300, "exp": now + 900, "scope": "transfer"}
@@ -129,7 +134,7 @@ async def running_node(
     retain_s: float = 3600,
 ) -> AsyncIterator[Rig]:
     """One node with its own home directory; leave the block for an orderly stop."""
-    token = f"token-of-{name}-0123456789abcdef0123456789"
+    token = token_of(name)
     (home / "volumes").mkdir(parents=True, exist_ok=True)
     (home / "state").mkdir(exist_ok=True)
     runtime = runtime or FakeRuntime()

@@ -22,6 +22,7 @@ class FakeRuntime:
         self.trouble: dict[str, list[HostFailed]] = {}
         self.at_stop: Callable[[], object] | None = None
         self.slow_stop: asyncio.Event | None = None
+        self.gates: dict[str, asyncio.Event] = {}  # a method that is named here waits for its event
         self._started_outside = asyncio.Event()
 
     def add(self, server: str, *, running: bool) -> None:
@@ -36,6 +37,10 @@ class FakeRuntime:
         self.calls.append((method, server))
         if self.trouble.get(method):
             raise self.trouble[method].pop(0)
+
+    async def _gate(self, method: str) -> None:
+        if method in self.gates:
+            await self.gates[method].wait()
 
     async def observe(self, server: str) -> Observed:
         self._called("observe", server)
@@ -54,6 +59,7 @@ class FakeRuntime:
             self.stopped.add(server)
 
     async def verify_stopped(self, server: str, observed: Observed) -> None:
+        await self._gate("verify_stopped")
         self._called("verify_stopped", server)
         if server in self.running:
             raise HostFailed("server.started_outside", "it runs")
@@ -62,19 +68,23 @@ class FakeRuntime:
         await self._started_outside.wait()
 
     async def start(self, server: str, observed: Observed) -> None:
+        await self._gate("start")
         self._called("start", server)
         if observed.state is RunState.RUNNING:
             self.stopped.discard(server)
             self.running.add(server)
 
     async def prepare(self, server: str, configuration: Configuration | None) -> None:
+        await self._gate("prepare")
         self._called("prepare", server)
 
     async def activate(self, server: str, configuration: Configuration | None, *, start: bool) -> None:
+        await self._gate("activate")
         self._called("activate", server)
         (self.running if start else self.stopped).add(server)
 
     async def remove(self, server: str) -> None:
+        await self._gate("remove")
         self._called("remove", server)
         self.stopped.discard(server)
 
