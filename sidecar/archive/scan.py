@@ -1,7 +1,7 @@
 """What a volume holds, in archive order; and what differs between two such looks.
 
 Archive order: a directory before its content, the names of a directory sorted as bytes. It depends on nothing but the
-volume, so two scans can be merged like two sorted lists, and two archives of the same volume are the same bytes.
+volume, so two scans can be merged like two sorted lists, and two tars of the same volume are the same bytes.
 
 The walk goes by directory descriptor and opens directories only: nothing else is opened to look at it, least of all a
 FIFO or a device. Mount points below the root are walked like any directory; names at the top that begin with
