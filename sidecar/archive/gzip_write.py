@@ -6,8 +6,8 @@ guessed from a few KiB spread over the piece, at a cost that hardly shows, and a
 blocks are both in RFC 1952 and RFC 1951, and every receiver in use was seen to take them.
 
 Level 0 stores everything, 1 to 3 are ISA-L's, 4 to 9 zlib-ng's. What a member holds depends on its piece alone; its own
-bytes do not quite: in a few processes out of a hundred ISA-L was seen to encode a piece differently, to the same content.
-So whoever compares or resumes an archive does so by offsets of the tar, never of the compressed stream.
+bytes do not quite: in a few processes out of a hundred ISA-L was seen to encode a piece differently, to the same
+content. So whoever compares or resumes an archive does so by offsets of the tar, never of the compressed stream.
 
 Memory: the buffers that the caller gives for stored members; else one compressed member.
 """
