@@ -17,7 +17,7 @@ import msgspec
 from sidecar.demo.nats import end_process
 from sidecar.settings.render import toml
 
-_READY_S: Final = 30.0
+_READY_S: Final = 60.0  # a start takes half a second, on a machine that has nothing else to do
 _POLL_S: Final = 0.05
 _STOP_S: Final = 10.0  # it ends in an orderly way first
 _SHOWN_LOG_LINES: Final = 15

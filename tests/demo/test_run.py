@@ -49,7 +49,7 @@ def read_until(process: subprocess.Popen[str], beginning: str) -> None:
 
 def test_a_server_moves_and_nothing_is_left(tmp_path: Path) -> None:
     with demo(tmp_path, "--size", "5", "--no-docker") as process:
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=100)
     assert process.returncode == 0, said
     assert "Containers: none, as asked" in said
     assert "source       completed" in said
@@ -66,7 +66,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
         assert len(children) >= 3  # the broker and both nodes
         process.send_signal(number)
         process.send_signal(number)  # impatience does not disturb the cleaning up
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=100)
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert not any(child.is_running() for child in children)
