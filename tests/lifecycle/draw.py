@@ -10,9 +10,10 @@ from typing import Final, NamedTuple
 
 from sidecar.lifecycle.effects import Effect
 from sidecar.lifecycle.events import EVENTS, Event
+from sidecar.lifecycle.rules import bug, ignore, refuse
 from sidecar.lifecycle.stages import DESTINATION_STAGES, IN_DOUBT, SHARED_STAGES, SOURCE_STAGES, Stage, stages_of
 from sidecar.lifecycle.statuses import Role
-from sidecar.lifecycle.table import TABLE, bug, ignore, refuse
+from sidecar.lifecycle.table import TABLE
 from tests.lifecycle.states import states_in, variants_of
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "LIFECYCLE.md"

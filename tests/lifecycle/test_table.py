@@ -11,10 +11,11 @@ from sidecar.errors import CODES, IllegalTransition
 from sidecar.lifecycle import events as on
 from sidecar.lifecycle.effects import CALLS, Effect
 from sidecar.lifecycle.events import EVENTS, Event
+from sidecar.lifecycle.rules import bug, ignore, refuse
 from sidecar.lifecycle.stages import DESTINATION_STAGES, IN_DOUBT, SHARED_STAGES, SOURCE_STAGES, Stage, stages_of
 from sidecar.lifecycle.state import State, first
 from sidecar.lifecycle.statuses import Role, Status
-from sidecar.lifecycle.table import TABLE, bug, decide, ignore, refuse, refuses
+from sidecar.lifecycle.table import TABLE, decide, refuses
 from tests.lifecycle import draw
 from tests.lifecycle.states import CALL, every_case, states_in
 

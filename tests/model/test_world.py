@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from sidecar.lifecycle import events as on
 from sidecar.lifecycle.effects import Effect
 from sidecar.lifecycle.events import Event
+from sidecar.lifecycle.rules import Decision, Rule, bug, go
 from sidecar.lifecycle.stages import Stage
 from sidecar.lifecycle.state import State
 from sidecar.lifecycle.statuses import Role, Status
-from sidecar.lifecycle.table import TABLE, Decision, Rule, bug, decide, go
+from sidecar.lifecycle.table import TABLE, decide
 from tests.model.nodes import Model
 from tests.model.search import search, walk
 from tests.model.world import Decide, Faults, World
