@@ -324,7 +324,7 @@ class Outgoing(Transfer):
         if self._upload is not None:
             self._upload.cut()
         if self._producer is not None:
-            self._producer.close()
+            self.services.executor.submit(self._producer.close)  # it waits for its threads, and they for the disk
 
     def close(self) -> None:
         """Shutdown: let go of the network and the files, so that threads end. Decides nothing."""
