@@ -259,7 +259,9 @@ class Transfer(ABC):
             elif new.status is Status.CANCELLED:
                 self.say("Canceled.")
             self._say_status()
-        elif new.needs is not None and new.needs != old.needs:
+        if new.needs is not None and new.needs != old.needs:
+            if new.status is Status.COMPLETED and new.reason is not None:
+                self.say(f"{new.message} ({new.reason})")
             self.say(new.needs)
         self.log.info("%s -> %s (%s)", old.stage, new.stage, new.status)
 
