@@ -118,7 +118,8 @@ def test_s2_a_failure_before_the_point_starts_the_server_again(tmp_path: Path) -
             await a.node.start(request_to(b), caller=None, respond_async=False)
             left, came = await a.settled(), await b.settled()
             assert (left.status, left.reason) == ("failed", "server.started_outside")
-            assert came.status != "completed" and came.reason == "upload.truncated"
+            # The source's question may come before b has noticed the cut: it fails what is not committed.
+            assert came.status != "completed" and came.reason in ("upload.truncated", "transfer.cancelled")
             assert SERVER in a.runtime.running
             assert not b.volume().exists() and b.staging() == []
 
