@@ -80,9 +80,10 @@ class _Server(uvicorn.Server):
 class LoopbackServer:
     """Listens on 127.0.0.1 between `start` and `stop`; `port` 0 takes a free one and keeps it."""
 
-    def __init__(self, app: ASGIApp, *, port: int = 0) -> None:
+    def __init__(self, app: ASGIApp, *, port: int = 0, websockets: bool = False) -> None:
         self._app = app
         self._port = port
+        self._websockets = websockets
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -96,7 +97,7 @@ class LoopbackServer:
             uvicorn.Config(
                 self._app,
                 http=_Protocol,
-                ws="none",
+                ws="websockets-sansio" if self._websockets else "none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -18,15 +18,17 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 from uuid import uuid4
 
 import httpx
 import msgspec
 import nats
+import nats.errors
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from rich.console import Console
 from rich.text import Text
@@ -47,9 +49,14 @@ from sidecar.lifecycle.statuses import Status
 DATA_TARGET: Final = "/home/container"
 _POLL_S: Final = 0.1
 _PATIENCE_S: Final = 120.0  # and a second for every 5 MB: slower than any disk
+_IMPATIENCE_S: Final = 15.0  # cleaning up takes less, so a later Ctrl-C is meant
 _SHOWN_DIFFERENCES: Final = 10
 _NODES: Final = {"node-a": ("demoTokenIdOfNodeA", "demo-token-of-node-a-0000000000000"),
                  "node-b": ("demoTokenIdOfNodeB", "demo-token-of-node-b-0000000000000")}  # fmt: skip
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class DemoFailed(Exception):
@@ -84,17 +91,29 @@ def run(*, size_mb: int, use_docker: bool | None = None, keep: bool = False) -> 
 
 
 async def _interruptible(demo: Coroutine[Any, Any, None]) -> None:
-    """Ctrl-C and SIGTERM cancel the demo, so that it cleans up; further ones do not disturb it in that."""
+    """Ctrl-C and SIGTERM cancel the demo, so that it cleans up; impatient ones do not disturb it in that."""
     task = asyncio.ensure_future(demo)
     loop = asyncio.get_running_loop()
+    last: list[float] = []
 
     def end() -> None:
-        if not task.cancelling():
+        if not last or loop.time() - last[-1] > _IMPATIENCE_S:
+            last.append(loop.time())
             task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
     await task
+
+
+async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Blocking work. If cancelled, it is waited for: it must not go on making what is being cleaned up."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 async def _demo(console: Console, size_mb: int, use_docker: bool | None, keep: bool) -> None:
@@ -112,11 +131,15 @@ async def _demo(console: Console, size_mb: int, use_docker: bool | None, keep: b
 
 @contextlib.asynccontextmanager
 async def _directory() -> AsyncIterator[Path]:
-    path = await asyncio.to_thread(lambda: Path(tempfile.mkdtemp(prefix="transfer-sidecar-demo-")).resolve())
+    path = _new_directory()
     try:
         yield path
     finally:
-        await asyncio.shield(asyncio.to_thread(shutil.rmtree, path))
+        await _in_thread(shutil.rmtree, path)
+
+
+def _new_directory() -> Path:
+    return Path(tempfile.mkdtemp(prefix="transfer-sidecar-demo-")).resolve()
 
 
 async def _find_game(console: Console, directory: Path, use_docker: bool | None, stack: AsyncExitStack) -> Game | None:
@@ -124,14 +147,14 @@ async def _find_game(console: Console, directory: Path, use_docker: bool | None,
         console.print("Containers: none, as asked; the files are moved.")
         return None
     try:
-        game = await asyncio.to_thread(Game.find, directory)
+        game = await _in_thread(Game.find, directory)
     except NoContainer as reason:
         if use_docker:
             raise
         console.print(f"Containers: none, {reason}; the files are moved.")
         return None
-    stack.push_async_callback(asyncio.to_thread, game.remove_all)
-    await asyncio.to_thread(game.make_image)
+    stack.push_async_callback(_in_thread, game.remove_all)
+    await _in_thread(game.make_image)
     console.print(f"Containers: the server runs in one, of the image {game.image}.")
     return game
 
@@ -145,14 +168,14 @@ async def _set_up(
     broker = await stack.enter_async_context(run_nats(directory / "nats"))
     panel = await stack.enter_async_context(_panel(server, ports, game))  # in this process
     volume = directory / "node-a" / "volumes" / server
-    world = await asyncio.to_thread(make_world, volume, size_mb)
+    world = await _in_thread(make_world, volume, size_mb)
     console.print(
         f"Volume: {world.content_bytes / 1e6:.0f} MB in {world.files} files, {world.directories} directories and "
         f"{world.symlinks} symbolic links."
     )
     container = f"{directory.name}-source"
     if game is not None:
-        await asyncio.to_thread(game.run, container, volume, DATA_TARGET)
+        await _in_thread(game.run, container, volume, DATA_TARGET)
     nodes = {}
     for name, (token_id, token) in _NODES.items():
         sections = _sections(panel.url, broker.url, game)
@@ -210,28 +233,49 @@ def _sections(panel_url: str, nats_url: str, game: Game | None) -> dict[str, Map
 
 async def _transfer(console: Console, running: _Running, size_mb: int) -> dict[str, dict[str, Any]]:
     """Ask for the transfer as the panel does, show what the bus tells, and wait for both ends. Returns their views."""
-    client = await nats.connect(running.nats_url, connect_timeout=5)
-    try:
-        with Show(console) as show:
+    with Show(console) as show:
 
-            async def feed(message: Msg) -> None:
-                event = read_event(message.data)
-                if event is not None:
-                    show.feed(event)
+        async def feed(message: Msg) -> None:
+            event = read_event(message.data)
+            if event is not None:
+                show.feed(event)
 
-            await client.subscribe("transfer.v1.event.>", cb=feed)
-            await client.flush()
+        async with _watching(running.nats_url, feed):
             try:
                 await running.panel.panel.start_transfer(
                     running.server, "node-b", start_on_completion=running.game is not None
                 )
             except TransferNotStarted as refused:
                 raise DemoFailed(f"{refused}\n{running.source.log_tail()}") from refused
-            views = await _wait_end(running, _PATIENCE_S + size_mb / 5)
-            await client.flush()  # what was published before the end is shown before the summary
-    finally:
+            return await _wait_end(running, _PATIENCE_S + size_mb / 5)
+
+
+@contextlib.asynccontextmanager
+async def _watching(nats_url: str, feed: Callable[[Msg], Awaitable[None]]) -> AsyncIterator[None]:
+    """Every event goes to `feed`; what was published before the end of the scope is fed before its end.
+
+    The client library swallows a cancellation that meets it while it sends, and Ctrl-C would be lost. So its calls,
+    all of them short, run in tasks that are never cancelled.
+    """
+
+    async def begin() -> Client:
+        client = await nats.connect(nats_url, connect_timeout=5, max_reconnect_attempts=1)
+        await client.subscribe("transfer.v1.event.>", cb=feed)
+        await client.flush()
+        return client
+
+    async def end() -> None:
+        client = await beginning
+        with contextlib.suppress(nats.errors.Error, OSError):  # the transfer's own end says more
+            await client.flush()
         await client.close()
-    return views
+
+    beginning = asyncio.ensure_future(begin())
+    try:
+        await asyncio.shield(beginning)
+        yield
+    finally:
+        await asyncio.shield(asyncio.ensure_future(end()))
 
 
 async def _wait_end(running: _Running, patience_s: float) -> dict[str, dict[str, Any]]:
@@ -270,16 +314,16 @@ def _why(running: _Running, views: Mapping[str, Mapping[str, Any]]) -> str:
 
 async def _check(console: Console, running: _Running, views: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
     """Every claim: the volumes are equal, the panel was told once, the server runs there and not here."""
-    source = await asyncio.to_thread(_kept_volume, running.source, running.server)
+    source = await _in_thread(_kept_volume, running.source, running.server)
     volume = running.destination.volumes / running.server
-    comparison = await asyncio.to_thread(compare, source, volume)
+    comparison = await _in_thread(compare, source, volume)
     if not comparison.is_equal:
         shown = "\n".join(f"  {difference}" for difference in comparison.differences[:_SHOWN_DIFFERENCES])
         raise DemoFailed(f"the volumes differ in {len(comparison.differences)} things:\n{shown}")
     _check_panel(running)
     if running.game is not None:
-        here = await asyncio.to_thread(running.game.containers_on, running.source.volumes / running.server)
-        there = await asyncio.to_thread(running.game.containers_on, volume)
+        here = await _in_thread(running.game.containers_on, running.source.volumes / running.server)
+        there = await _in_thread(running.game.containers_on, volume)
         if here or list(there.values()) != ["running"]:
             raise DemoFailed(f"containers at the source: {here}, at the destination: {there}")
         console.print(f"Container: stopped and removed on node-a, runs as {next(iter(there))} on node-b.")
