@@ -203,6 +203,8 @@ class Line:
         self.cut()
         if any(isinstance(failure, ConnectionRefusedError) for failure in failures):
             failed = PeerFailed("peer.refused", f"{origin} refuses connections", peer=origin)
+        elif any(isinstance(failure, ConnectionResetError) for failure in failures):
+            failed = self._broken()  # it was accepted, and closed before we knew
         else:
             failed = PeerFailed("peer.unreachable", f"{origin} cannot be reached", peer=origin)
         failed.__cause__ = failures[-1] if failures else None
