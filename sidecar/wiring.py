@@ -36,6 +36,7 @@ from sidecar.engine.services import Receiving, Sending, Services, Timings
 from sidecar.engine.volumes import Volumes
 from sidecar.journal.store import Journal
 from sidecar.ports import Panel, Runtime
+from sidecar.settings.checks import remarks
 from sidecar.settings.values import Deletion, RuntimeKind, Settings
 from sidecar.wire.destination import DestinationPolicy
 from sidecar.wire.flow import WireLimits
@@ -59,6 +60,8 @@ async def serve(settings: Settings) -> None:
     Raises HostFailed (`settings.invalid`, `journal.failed`), OSError (address in use).
     """
     log_output.set_up(settings.log.level.value, settings.log.format.value)
+    for remark in remarks(settings):
+        log.warning("%s", remark)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -125,6 +128,7 @@ def _services(
             max_bytes=limits.max_content_bytes,
             max_path_bytes=limits.max_path_bytes,
             max_depth=limits.max_depth,
+            max_directories=limits.max_directories,
         ),
         executor=executor,
         spool=spool,
@@ -190,7 +194,7 @@ async def _bus(settings: Settings, node: Node, stack: AsyncExitStack) -> Check:
     nats = settings.nats
     connection = BusConnection(
         BusSettings(
-            urls=tuple(url.strip() for url in nats.url.split(",")),
+            urls=nats.urls,
             name=f"transfer-sidecar {settings.node.id}",
             inbox_prefix=f"_INBOX_{settings.node.id}",
             user=nats.user or None,
