@@ -27,7 +27,7 @@ def engines() -> Iterator[Engines]:
     except NoEngine as why:
         _skip_or_fail(str(why))
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")

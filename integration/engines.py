@@ -105,6 +105,7 @@ def _own_engine(directory: Path) -> Iterator[Engine]:
             why = (directory / "log").read_text("utf-8", "replace").strip().rpartition("\n")[2][-300:]
         finally:
             _end(process)
+            _unmount_all(directory)
     raise NoEngine(f"dockerd does not start: {why}")
 
 
@@ -126,6 +127,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             return
         process.kill()
         process.wait()
+
+
+def _unmount_all(directory: Path) -> None:
+    """An engine leaves the mount of its containers' first network namespace behind."""
+    # the fifth word is the mount point, with blanks as octal numbers; a temporary directory's name has none
+    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines()]
+    for place in sorted((place for place in mounted if Path(place).is_relative_to(directory)), reverse=True):
+        subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
 
 
 @contextlib.contextmanager

@@ -263,14 +263,15 @@ async def set_scene(world: World, directory: Path, setting: Setting | None = Non
                 sections=sections,
                 program=HURRIED if setting.is_hurried else PROGRAM,
             )
-            stack.push_async_callback(node.stop)
             nodes.append(node)
         source, destination = nodes
         link = await stack.enter_async_context(link_to(destination.port))
         addresses = introduce(panel, world, setting, server, source, destination, destination_url=link.url)
         scene = Scene(world, setting, panel, bus, source, destination, link, server, addresses)
         await asyncio.to_thread(make_volume, source.volume(server), setting.size_mb)
-        stack.push_async_callback(asyncio.to_thread, scene.remove_containers)
+        stack.push_async_callback(asyncio.to_thread, scene.remove_containers)  # when no node makes any more
+        for node in nodes:
+            stack.push_async_callback(node.stop)
         await asyncio.to_thread(scene.make_container)
         await asyncio.gather(source.start(), destination.start(), scene.server_is_up(source))
         yield scene

@@ -35,7 +35,8 @@ async def _stop_typed(world: World, tmp_path: Path) -> None:
         assert (stopped["State"]["Status"], stopped["State"]["ExitCode"], stopped["RestartCount"]) == ("exited", 0, 0)
         assert sessions(scene.source.volume(scene.server))[1:] == ["asked to end by console", SAVED]
         scene.panel.release()
-        await scene.until_shown(scene.source, status="completed")
+        for node in (scene.source, scene.destination):
+            await scene.until_shown(node, status="completed")
         await scene.check_done()
 
 

@@ -87,7 +87,6 @@ async def _set_scene(
             program=HURRIED,
             within=host.within,
         )
-        stack.push_async_callback(node.stop)
         nodes.append(node)
     source, destination = nodes
     addresses = introduce(
@@ -95,7 +94,9 @@ async def _set_scene(
     )
     scene = Scene(world, setting, panel, BusEvents(), source, destination, None, server, addresses)
     await asyncio.to_thread(make_volume, source.volume(server), setting.size_mb)
-    stack.push_async_callback(asyncio.to_thread, scene.remove_containers)
+    stack.push_async_callback(asyncio.to_thread, scene.remove_containers)  # when no node makes any more
+    for node in nodes:
+        stack.push_async_callback(node.stop)
     await asyncio.to_thread(scene.make_container)
     await asyncio.gather(source.start(), destination.start(), scene.server_is_up(source))
     return scene
