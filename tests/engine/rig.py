@@ -213,6 +213,21 @@ def tree_of(root: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
+def differences(root: Path, world: dict[str, tuple[object, ...]]) -> list[str]:
+    """What is not as in `world` below `root`, by name; contents are left out, for they are long."""
+    found = tree_of(root)
+    names = sorted(found.keys() | world.keys())
+    return [
+        f"{name}: {_shown(found.get(name))} instead of {_shown(world.get(name))}"
+        for name in names
+        if found.get(name) != world.get(name)
+    ]
+
+
+def _shown(entry: tuple[object, ...] | None) -> object:
+    return entry and tuple(f"{len(value)} bytes" if isinstance(value, bytes) else value for value in entry)
+
+
 async def api(rig: Rig, method: str, path: str, **options: object) -> httpx.Response:
     """One call with the node's token."""
     async with httpx.AsyncClient(timeout=20, verify=False) as client:
