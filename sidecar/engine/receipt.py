@@ -16,6 +16,7 @@ import msgspec
 from sidecar.archive.entries import Notice
 from sidecar.archive.extract import Extracted, Extraction, ExtractLimits
 from sidecar.archive.meter import Meter
+from sidecar.archive.pipe import PipeClosed
 from sidecar.errors import DataCorrupt, PeerFailed, Refused, SidecarError
 from sidecar.wire.body import Body
 from sidecar.wire.multipart import MultipartReader, Part
@@ -72,7 +73,7 @@ class Receipt:
         HostFailed (`disk.*`). What reached staging is left there."""
         try:
             return self._run()
-        except SidecarError as error:
+        except (SidecarError, PipeClosed) as error:
             if self._given_up.is_set():
                 raise PeerFailed("transfer.cancelled", "The transfer was cancelled.") from error
             raise
