@@ -1,0 +1,415 @@
+"""The node daemon beside this sidecar, over its own HTTP API on this machine: state, power, hand-over, deletion.
+
+Three families are met (Pterodactyl, Pelican, Calagopus) and none is configured: one request without credentials to a
+protected route tells them apart by the shape of the refusal and changes nothing. What the daemon answers is never taken
+for more than it is: a 404 counts as "unknown server" only in the words of a daemon, and what became of a hand-over is
+said only as far as the connection proves it (H1, H2).
+
+A deletion is the dangerous call. Every family answers it, and no longer knows the server, *before* its files are gone:
+the removal runs in the background, at Calagopus after the container's own removal. A volume that is moved back too
+early would be deleted. So an empty directory stands at the volume's place while the daemon deletes, and the deletion is
+over when that is gone; with anything else standing there nothing is asked for at all.
+
+Source: docs/PROTOCOL.md; read in the three daemons and tried against them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from sidecar import __version__
+from sidecar.adapters.daemon_hand_over import hand_over_form, mint_token
+from sidecar.adapters.daemon_socket import sees_transferring
+from sidecar.errors import HostFailed
+from sidecar.ports import Delivery
+
+log = logging.getLogger(__name__)
+
+HAND_OVER_S: Final = 900.0  # Calagopus repeats its panel call for up to 500 s; an image may have to be pulled before
+_MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024  # one server with its configuration is some 10 kB
+_MAX_SAID: Final = 200
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class DaemonKind(StrEnum):
+    PTERODACTYL = "pterodactyl"
+    PELICAN = "pelican"
+    CALAGOPUS = "calagopus"
+    UNKNOWN = "unknown"
+
+
+class DaemonState(StrEnum):
+    """A server's state in the words of all three families."""
+
+    OFFLINE = "offline"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+class PowerAction(StrEnum):
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    KILL = "kill"
+
+
+class _Server(msgspec.Struct, frozen=True):
+    state: DaemonState
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: str
+    code: str | None = None  # a sidecar's
+
+
+_SERVER: Final = msgspec.json.Decoder(_Server)
+_REFUSAL: Final = msgspec.json.Decoder(_Refusal)
+_UNKNOWN_SERVER: Final = frozenset({"The requested resource does not exist on this instance.", "server not found"})
+
+
+class HttpDaemon:
+    """Fulfils `ports.Daemon`. Close it with `close` or as a context manager.
+
+    Args: `url` its API on this machine; `token` the node's token, presented and signed with; `origin` the panel's URL,
+    without which two families accept no WebSocket and `is_stuck` cannot see; `volume_path` where a server's files are:
+    without it `forget` refuses; `hand_over_s` how long an answer to the hand-over is waited for; `forget_s` how long a
+    deletion may take; `stuck_s` how long the sign that a server is free may take, for which the daemon may have to
+    measure the volume.
+
+    Memory: one answer at a time and call, at most 4 MiB.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str,
+        origin: str = "",
+        volume_path: Callable[[str], Path] | None = None,
+        call_timeout_s: float = 10.0,
+        hand_over_s: float = HAND_OVER_S,
+        forget_s: float = 120.0,
+        stuck_s: float = 10.0,
+        poll_s: float = 0.25,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._token = token
+        self._origin = origin
+        self._volume_path = volume_path
+        self._call_timeout_s = call_timeout_s
+        self._hand_over_s = hand_over_s
+        self._forget_s = forget_s
+        self._stuck_s = stuck_s
+        self._poll_s = poll_s
+        self._now = now
+        self._kind: DaemonKind | None = None
+        self._deleting: set[str] = set()  # asked for, and not seen to be over
+        self._client = self._new_client(call_timeout_s)
+
+    def _new_client(self, timeout_s: float | None) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            headers={"Accept": "application/json", "User-Agent": f"transfer-sidecar/{__version__}"},
+            timeout=httpx.Timeout(timeout_s, connect=self._call_timeout_s),
+            follow_redirects=False,
+            verify=self._checks_certificate,
+            trust_env=False,  # it is on this machine
+        )
+
+    @property
+    def _checks_certificate(self) -> bool:
+        """On loopback nobody can stand between, and the certificate names the node's public address."""
+        parts = urlsplit(self.url)
+        return parts.scheme == "https" and parts.hostname not in _LOOPBACK
+
+    async def __aenter__(self) -> HttpDaemon:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    # ---- what it is ------------------------------------------------------------------------------------------------
+
+    async def kind(self) -> DaemonKind:
+        """Which family it is; asked once, and again after any trouble, because daemons are replaced.
+
+        Raises HostFailed (`daemon.unreachable`).
+        """
+        if self._kind is None or self._kind is DaemonKind.UNKNOWN:
+            status, headers, body = await self._call("GET", "/api/system", authorized=False)
+            self._kind = kind_of(status, headers, body)
+            log.info("the node daemon at %s is of kind %s", self.url, self._kind)
+        return self._kind
+
+    async def check(self) -> None:
+        """Return when it is a daemon of a known kind that accepts this node's token.
+
+        Raises HostFailed (`daemon.unreachable`, `daemon.strange`, `daemon.refused`).
+        """
+        if await self.kind() is DaemonKind.UNKNOWN:
+            raise HostFailed("daemon.strange", f"what answers at {self.url} is no node daemon of a known kind")
+        status, _, body = await self._call("GET", "/api/system")
+        if status != httpx.codes.OK:
+            raise self._refused("tell about itself", status, body)
+
+    # ---- one server ------------------------------------------------------------------------------------------------
+
+    async def state(self, server: str) -> DaemonState | None:
+        """The server's state, or None where the daemon says that it has no such server.
+
+        Raises HostFailed (`daemon.*`): then nothing may be assumed.
+        """
+        status, _, body = await self._call("GET", f"/api/servers/{server}")
+        if status == httpx.codes.NOT_FOUND and _said(body) in _UNKNOWN_SERVER:
+            return None
+        if status != httpx.codes.OK:
+            raise self._refused("show a server", status, body)
+        try:
+            return _SERVER.decode(body).state
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            self._kind = None
+            raise HostFailed("daemon.strange", f"the node daemon's answer is not a server: {error}") from error
+
+    async def power(self, server: str, action: PowerAction) -> None:
+        """Ask for a power action. Accepted says nothing about its outcome: look at the state.
+
+        Raises HostFailed (`daemon.*`).
+        """
+        status, _, body = await self._call("POST", f"/api/servers/{server}/power", json={"action": action.value})
+        if not 200 <= status < 300:
+            raise self._refused(f"{action} a server", status, body)
+
+    async def knows(self, server: str) -> bool | None:
+        try:
+            return await self.state(server) is not None
+        except HostFailed as error:
+            log.info("whether the node daemon knows server %s: %s", server, error.message)
+            return None
+
+    # ---- the hand-over ---------------------------------------------------------------------------------------------
+
+    async def hand_over(self, server: str) -> Delivery:
+        """As `ports.Daemon.hand_over`: looks first, sends once, and says only what the connection proves.
+
+        If cancelled: it may have been sent.
+        """
+        try:
+            known = await self.state(server) is not None
+            kind = await self.kind()
+        except HostFailed as error:
+            log.warning("server %s is not handed over: %s", server, error.message)
+            return Delivery.UNSENT
+        if known or kind is DaemonKind.UNKNOWN:
+            reason = "the node daemon knows it already" if known else "what answers is no known kind of node daemon"
+            log.warning("server %s is not handed over: %s", server, reason)
+            return Delivery.UNSENT
+        token = mint_token(
+            server, key=self._token, audience=self.url, now_s=int(self._now()), valid_s=self._hand_over_s
+        )
+        return await self._send_hand_over(server, token, hand_over_form(types_tar=kind is DaemonKind.CALAGOPUS))
+
+    async def _send_hand_over(self, server: str, token: str, form: Any) -> Delivery:
+        """On a connection of its own: one that was kept could be dead, and then nobody knows whether it was sent."""
+        try:
+            async with (
+                asyncio.timeout(self._hand_over_s),
+                self._new_client(None) as client,
+                client.stream(
+                    "POST", f"{self.url}/api/transfers", files=form, headers={"Authorization": f"Bearer {token}"}
+                ) as response,
+            ):
+                said = await _read(response)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            log.warning("server %s is not handed over: the node daemon cannot be reached: %s", server, error)
+            self._kind = None
+            return Delivery.UNSENT
+        except TimeoutError:
+            log.warning("the node daemon did not answer the hand-over of server %s in %g s", server, self._hand_over_s)
+            return Delivery.UNANSWERED
+        except (httpx.HTTPError, OSError, HostFailed) as error:
+            log.warning("the node daemon's answer to the hand-over of server %s was lost: %r", server, error)
+            self._kind = None
+            return Delivery.UNANSWERED
+        level = logging.INFO if response.status_code == httpx.codes.OK else logging.WARNING
+        log.log(level, "the node daemon answered the hand-over of server %s: %d %s", server, response.status_code,
+                _shown(said))  # fmt: skip
+        return Delivery.ANSWERED
+
+    async def forget(self, server: str) -> None:
+        """As `ports.Daemon.forget`; returns when the daemon's removal of files is over, too (see the module).
+
+        Raises HostFailed (`daemon.*`; `daemon.refused` also where something stands at the volume's place, and where
+        the daemon does not end: then an empty directory is left there, and the daemon may still delete what replaces
+        it). If cancelled: as where the daemon does not end.
+        """
+        if self._volume_path is None:
+            raise HostFailed("daemon.refused", "without the volumes' directory no server is deleted at the daemon")
+        place = self._volume_path(server)
+        if await self.state(server) is not None:
+            await asyncio.to_thread(_stand_in, place, server)
+            status, _, body = await self._call("DELETE", f"/api/servers/{server}")
+            if not (200 <= status < 300 or status == httpx.codes.NOT_FOUND):
+                await asyncio.to_thread(_take_away, place)
+                raise self._refused("delete a server", status, body)
+            self._deleting.add(server)
+        if server in self._deleting:
+            await self._wait_deleted(server, place)
+            self._deleting.discard(server)
+
+    async def _wait_deleted(self, server: str, place: Path) -> None:
+        try:
+            async with asyncio.timeout(self._forget_s):
+                while True:
+                    if await self.state(server) is None and not await asyncio.to_thread(place.exists):
+                        return
+                    await asyncio.sleep(self._poll_s)
+        except TimeoutError as error:
+            raise HostFailed(
+                "daemon.refused",
+                f"the node daemon did not finish deleting server {server} within {self._forget_s:g} s",
+                timeout_s=self._forget_s,
+            ) from error
+
+    async def is_stuck(self, server: str) -> bool | None:
+        """As `ports.Daemon.is_stuck`. Ask only after the hand-over was answered.
+
+        No family shows it in its API. Pterodactyl and Pelican tell a console that connects the statistics of a server
+        that is offline, unless it is being transferred. Calagopus answers the cancelling of a transfer with 417 where
+        there is none; where there is one it lets go of the server, which is what it was asked for, so it is not stuck
+        afterwards.
+        """
+        try:
+            kind, state = await self.kind(), await self.state(server)
+            if state is None or state is not DaemonState.OFFLINE:
+                return False  # it was started: no family starts a server that it holds
+            if kind is DaemonKind.CALAGOPUS:
+                return await self._let_go(server)
+            if kind is DaemonKind.UNKNOWN or not self._origin:
+                return None
+            return await sees_transferring(
+                self.url,
+                server,
+                key=self._token,
+                origin=self._origin,
+                now_s=int(self._now()),
+                wait_s=self._stuck_s,
+                checks_certificate=self._checks_certificate,
+            )
+        except HostFailed as error:
+            log.info("whether the node daemon holds server %s: %s", server, error.message)
+            return None
+
+    async def _let_go(self, server: str) -> bool | None:
+        status, _, _ = await self._call("DELETE", f"/api/servers/{server}/transfer")
+        if 200 <= status < 300:
+            log.warning("the node daemon held server %s as transferring, and has let go of it", server)
+            return False
+        return False if status == httpx.codes.EXPECTATION_FAILED else None
+
+    # ---- calls -----------------------------------------------------------------------------------------------------
+
+    async def _call(
+        self, method: str, path: str, *, json: dict[str, str] | None = None, authorized: bool = True
+    ) -> tuple[int, httpx.Headers, bytes]:
+        """One request, one deadline. Raises HostFailed (`daemon.unreachable`, `daemon.strange`)."""
+        headers = {"Authorization": f"Bearer {self._token}"} if authorized else {}
+        try:
+            async with (
+                asyncio.timeout(self._call_timeout_s),
+                self._client.stream(method, self.url + path, json=json, headers=headers) as response,
+            ):
+                return response.status_code, response.headers, await _read(response)
+        except TimeoutError as error:
+            self._kind = None
+            message = f"the node daemon did not answer within {self._call_timeout_s:g} s"
+            raise HostFailed("daemon.unreachable", message) from error
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            self._kind = None
+            said = str(error) or type(error).__name__
+            raise HostFailed("daemon.unreachable", f"the node daemon cannot be reached: {said}") from error
+
+    def _refused(self, what: str, status: int, body: bytes) -> HostFailed:
+        self._kind = None
+        if _said(body) is None and status not in (401, 403) and status < 500:
+            return HostFailed("daemon.strange", f"asked to {what}, the node daemon answered {status}", status=status)
+        return HostFailed(
+            "daemon.refused", f"the node daemon refused to {what}: {status} {_shown(body)}".rstrip(), status=status
+        )
+
+
+def kind_of(status: int, headers: httpx.Headers, body: bytes) -> DaemonKind:
+    """Which family answers a protected route without credentials like this.
+
+    Pelican names itself in a `User-Agent` header of its answers; the two Go daemons number their requests; Calagopus
+    does neither and has words of its own. A sidecar answers in Pterodactyl's words, with a code.
+    """
+    try:
+        refusal = _REFUSAL.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return DaemonKind.UNKNOWN
+    if status != httpx.codes.UNAUTHORIZED or refusal.code is not None:
+        return DaemonKind.UNKNOWN
+    if refusal.error == "invalid authorization header":
+        return DaemonKind.CALAGOPUS
+    if "X-Request-Id" not in headers or not refusal.error.startswith("The required authorization head"):
+        return DaemonKind.UNKNOWN
+    is_pelican = headers.get("User-Agent", "").startswith("Pelican")
+    return DaemonKind.PELICAN if is_pelican else DaemonKind.PTERODACTYL
+
+
+def _said(body: bytes) -> str | None:
+    """The sentence of a daemon's refusal; None where it is not the daemon that speaks."""
+    try:
+        return _REFUSAL.decode(body).error
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def _shown(body: bytes) -> str:
+    return (_said(body) or body.decode("utf-8", "replace"))[:_MAX_SAID]
+
+
+async def _read(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > _MAX_ANSWER_BYTES:
+            raise HostFailed("daemon.strange", f"the node daemon's answer is longer than {_MAX_ANSWER_BYTES} bytes")
+    return bytes(body)
+
+
+def _stand_in(place: Path, server: str) -> None:
+    """Put an empty directory at a volume's place; one that is there from before will do."""
+    try:
+        place.mkdir(mode=0o700)
+    except FileExistsError:
+        if place.is_symlink() or not place.is_dir() or any(place.iterdir()):
+            raise HostFailed(
+                "daemon.refused", f"server {server} is not deleted at the node daemon: its files are at their place"
+            ) from None
+    except OSError as error:
+        raise HostFailed("disk.failed", f"the volume's place cannot be marked: {error.strerror}") from error
+
+
+def _take_away(place: Path) -> None:
+    with suppress(OSError):
+        place.rmdir()

@@ -1,0 +1,81 @@
+"""Whether a Go daemon holds a server as transferring, seen through its console socket.
+
+Neither Pterodactyl nor Pelican shows it in its REST API, and power actions on such a server are accepted and do
+nothing. But the first thing a console is told after its authentication is `status`, and for a server that is offline
+then `stats`, unless the server is being installed or transferred. Looking changes nothing.
+
+Source: docs/PROTOCOL.md, WebSocket; read in both daemons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Final
+
+import msgspec
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+
+from sidecar.adapters.daemon_hand_over import mint_socket_token
+from sidecar.errors import HostFailed
+
+_MAX_MESSAGE_BYTES: Final = 1024 * 1024
+
+
+class _Message(msgspec.Struct, frozen=True):
+    event: str
+    args: list[str] | None = None
+
+
+_MESSAGE: Final = msgspec.json.Decoder(_Message)
+
+
+async def sees_transferring(
+    url: str, server: str, *, key: str, origin: str, now_s: int, wait_s: float, checks_certificate: bool
+) -> bool | None:
+    """Args: url: the daemon's API; origin: the panel's URL, which the daemon expects; wait_s: for `stats` to come.
+
+    Returns None where the socket does not say. Raises HostFailed (`daemon.unreachable`).
+    """
+    address = f"ws{url.removeprefix('http')}/api/servers/{server}/ws"
+    token = mint_socket_token(server, key=key, audience=url, now_s=now_s)
+    state: str | None = None
+    try:
+        async with (
+            asyncio.timeout(wait_s),
+            connect(
+                address,
+                origin=origin,  # type: ignore[arg-type]  # a NewType of str
+                proxy=None,
+                ssl=_tls(checks_certificate) if address.startswith("wss") else None,
+                max_size=_MAX_MESSAGE_BYTES,
+                close_timeout=1,
+            ) as socket,
+        ):
+            await socket.send(msgspec.json.encode({"event": "auth", "args": [token]}).decode())
+            async for raw in socket:
+                message = _MESSAGE.decode(raw)
+                if message.event == "status":
+                    state = "".join(message.args or ())
+                    if state != "offline":
+                        return False
+                elif message.event == "stats":
+                    return False
+                elif message.event in ("jwt error", "daemon error"):
+                    return None
+    except TimeoutError:
+        return True if state is not None else None
+    except (OSError, WebSocketException) as error:
+        raise HostFailed("daemon.unreachable", f"the node daemon's console socket failed: {error}") from error
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return None
+
+
+def _tls(checks_certificate: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if not checks_certificate:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
