@@ -35,6 +35,12 @@ def _node(settings: Settings) -> Iterator[tuple[str, str]]:
 def _addresses(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.panel.url and (wrong := _wrong_url(settings.panel.url, ("http", "https"))):
         yield "panel.url", wrong
+    if settings.daemon.url and (wrong := _wrong_url(settings.daemon.url, ("http", "https"))):
+        yield "daemon.url", wrong
+    if settings.daemon.url and not settings.panel.url:
+        yield "panel.url", "it must be set where daemon.url is: a node daemon lives with a panel"
+    if settings.api.front and not settings.daemon.url:
+        yield "api.front", "there is no daemon.url to pass anything through to"
     yield from _bus(settings.nats)
     host = settings.containers.host
     if not re.fullmatch(r"unix:///.+|tcp://[^/@\s]+:[0-9]{1,5}", host):

@@ -127,6 +127,13 @@ class Api(Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(description="Origins that may open a WebSocket, besides the panel: `https://panel.example.com`, or `*`."),
     ] = ()
+    front: Annotated[
+        bool,
+        Meta(
+            description="Beside a node daemon: stand on the node's public port and pass everything that is not the "
+            "sidecar's own through to the daemon, so that no proxy is needed."
+        ),
+    ] = False
 
 
 class Panel(Struct, frozen=True, kw_only=True):
@@ -187,6 +194,27 @@ class Servers(Struct, frozen=True, kw_only=True):
         ),
     ] = Deletion.TRASH
     named: dict[str, ServerOverride] = field(default_factory=dict)  # the tables [servers.<uuid>]
+
+
+class NodeDaemon(Struct, frozen=True, kw_only=True):
+    """A node daemon (Pterodactyl Wings, Pelican Wings, Calagopus wings) that runs the servers of this node."""
+
+    url: Annotated[
+        str,
+        Meta(
+            description="Its API on this machine, such as `http://127.0.0.1:8081`; it knows the same `node.token`. What "
+            "kind it is, is found out. Empty: no daemon, the sidecar runs the servers itself."
+        ),
+    ] = ""
+    hand_over_timeout_s: Annotated[
+        float,
+        Meta(
+            ge=30,
+            le=7200,
+            description="How long the daemon may take to adopt an arrived server: it may pull an image and repeats its "
+            "call to the panel for minutes.",
+        ),
+    ] = 900.0
 
 
 class Containers(Struct, frozen=True, kw_only=True):
@@ -394,6 +422,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     api: Api = field(default_factory=Api)
     panel: Panel = field(default_factory=Panel)
     servers: Servers = field(default_factory=Servers)
+    daemon: NodeDaemon = field(default_factory=NodeDaemon)
     containers: Containers = field(default_factory=Containers)
     transfer: Transfer = field(default_factory=Transfer)
     limits: Limits = field(default_factory=Limits)
