@@ -23,6 +23,8 @@ class Effect(StrEnum):
     PREPARE = "prepare"  # -> Prepared, PrepareFailed
     COMMIT = "commit"  # -> Committed, CommitFailed
     TELL_SUCCESS = "tell_success"  # -> Success*, SourceGone
+    HAND_OVER = "hand_over"  # a numbered call -> HandedOver, HandOver*, SourceGone, OwnerListed
+    MEND = "mend"  # -> Mended, MendAbandoned, MendFailed
     ACTIVATE = "activate"  # -> Activated, ActivationFailed
     DISCARD = "discard"  # -> Discarded, DiscardFailed
     REMOVE_STAGING = "remove_staging"  # -> CleanedUp, CleanUpFailed
@@ -33,4 +35,4 @@ class Effect(StrEnum):
 
 
 # Effects that are numbered calls: only the answer to the latest one counts.
-CALLS = frozenset({Effect.TELL_SUCCESS, Effect.TELL_FAILURE, Effect.ASK_OWNER})
+CALLS = frozenset({Effect.TELL_SUCCESS, Effect.TELL_FAILURE, Effect.ASK_OWNER, Effect.HAND_OVER})

@@ -120,7 +120,36 @@ class SuccessUnanswered(Outcome, frozen=True):
 
 
 class SourceGone(Outcome, frozen=True):
-    """`success` was not sent, because the source's connection is closed (D6d)."""
+    """`success` was not sent, nor the server handed over: the source's connection is closed (D6d)."""
+
+
+class HandedOver(Outcome, frozen=True):
+    """The local daemon has answered, whatever it said: it is done with the hand-over (H1, H2).
+
+    `slow`: it took longer than one call to the panel may, so it may have given one up that can still land (D9).
+    """
+
+    slow: bool = False
+
+
+class HandOverUnanswered(Outcome, frozen=True):
+    """Sent, and no answer came: the daemon may still act (H2)."""
+
+
+class HandOverUnsent(Outcome, frozen=True):
+    """Not sent: the daemon is unreachable, or knows the server already."""
+
+
+class Mended(Event, frozen=True):
+    """The daemon has forgotten the server and has deleted what it deletes; the volume is back in its place (H3)."""
+
+
+class MendAbandoned(Event, frozen=True):
+    """The source is gone, or there is nothing to mend; the volume is in its place."""
+
+
+class MendFailed(Failing, frozen=True):
+    """The daemon or the disk did not do it; the volume may be aside."""
 
 
 class Activated(Event, frozen=True):

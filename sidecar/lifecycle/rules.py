@@ -8,6 +8,7 @@ for; where it stands in `table.py` says so. Labels such as S1 and D6 name the ru
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -91,6 +92,14 @@ def _because_or(state: State, event: Event, code: str, message: str) -> State:
 _INTERRUPTED = ("transfer.interrupted", "This node was restarted in the middle of the transfer.")
 _DISOWNED = ("transfer.disowned", "The panel did not give the server to this node.")
 _NOT_DONE = ("peer.reset", "The destination did not take the server.")
+_NEEDS_BY_CODE: Final = {
+    "daemon.restart_needed": (
+        "The server is here and complete and the data is safe, but the node daemon holds it as transferring or does "
+        "not know it: restart the node daemon."
+    ),
+}
+_NEEDS_LOOK: Final = "The server is here and complete, but its container is not: see the reason, then start the server."
+_MOST_MENDS: Final = 2  # H3: what the panel refuses three times over, it does not refuse by chance
 
 
 def ignore(state: State, event: Event) -> Decision:
@@ -118,7 +127,8 @@ def again(*effects: Effect) -> Rule:
 
 
 def _may_land(event: Event) -> bool:
-    return isinstance(event, on.FailureUnanswered | on.SuccessUnanswered | on.FailureGivenUp)
+    unanswered = on.FailureUnanswered | on.SuccessUnanswered | on.FailureGivenUp | on.HandOverUnanswered
+    return isinstance(event, unanswered) or (isinstance(event, on.HandedOver) and event.slow)
 
 
 # -- source ------------------------------------------------------------------------------------------------------------
@@ -221,8 +231,35 @@ def announce_again(state: State, event: Event) -> Decision:
     return _with(state, Stage.ANNOUNCING, Effect.TELL_SUCCESS, stray=True)
 
 
-def check_owner_after_restart(state: State, event: Event) -> Decision:
-    """D6d: never `success` after a restart."""
+def committed(state: State, event: Event) -> Decision:
+    """D6: from here on the panel is told: by us, or by the daemon beside us."""
+    if state.beside:
+        return _with(state, Stage.HANDING_OVER, Effect.HAND_OVER)
+    return _with(state, Stage.ANNOUNCING, Effect.TELL_SUCCESS)
+
+
+def handed_over(state: State, event: Event) -> Decision:
+    """H1: no answer of the daemon proves anything."""
+    return _with(state, Stage.CONFIRMING_HANDOVER, Effect.ASK_OWNER, stray=state.stray or _may_land(event))
+
+
+def hand_over_again(state: State, event: Event) -> Decision:
+    """The daemon has nothing of it under way. A cancel closes the window."""
+    mends = state.mends + isinstance(event, on.Mended)
+    if state.cancel_requested:
+        return _with(state, Stage.CHECKING_OWNER, Effect.ASK_OWNER, mends=mends)
+    return _with(state, Stage.HANDING_OVER, Effect.HAND_OVER, mends=mends)
+
+
+def not_handed_over(state: State, event: Event) -> Decision:
+    """H3: the daemon holds what the panel did not give it: mended at most twice, then D6e, D6f."""
+    if state.cancel_requested or state.mends >= _MOST_MENDS:
+        return _with(state, Stage.WITHDRAWING, Effect.TELL_FAILURE)
+    return _with(state, Stage.MENDING, Effect.MEND)
+
+
+def check_owner_unanswered(state: State, event: Event) -> Decision:
+    """D6d, H2: no `success` after a restart; no second hand-over where the first may still be at work."""
     return _with(state, Stage.CHECKING_OWNER, Effect.ASK_OWNER, stray=True)
 
 
@@ -239,7 +276,7 @@ def active(state: State, event: Event) -> Decision:
     """D7: a failure here changes no owner; it is reported, and the answer is 200."""
     changes: dict[str, str | None] = {"reason": None, "message": None}
     if isinstance(event, on.ActivationFailed):
-        needs = "The server is here and complete, but its container is not: see the reason, then start the server."
+        needs = _NEEDS_BY_CODE.get(event.code, _NEEDS_LOOK)
         changes = {"reason": event.code, "message": event.message, "needs": needs}
     return _final(msgspec.structs.replace(state, **changes), Status.COMPLETED)
 

@@ -26,6 +26,9 @@ class Stage(StrEnum):
     PREPARING = "preparing"  # verified; all that may fail without harm (D4)
     COMMITTING = "committing"  # the intent is journaled: roll forward only (D5)
     ANNOUNCING = "announcing"  # `success` is told while the source is connected (D6)
+    HANDING_OVER = "handing_over"  # the local daemon is asked to adopt the volume; it tells the panel itself
+    CONFIRMING_HANDOVER = "confirming_handover"  # the daemon has answered: the oracle decides (H1)
+    MENDING = "mending"  # not listed: the volume aside, the daemon forgets, the volume back (H3)
     CHECKING_OWNER = "checking_owner"  # `success` may no longer be sent: the oracle is asked (D6e)
     WITHDRAWING = "withdrawing"  # not listed: `failure` closes the transfer at the panel (D6e)
     CONFIRMING_ARRIVAL = "confirming_arrival"  # the panel has answered: the oracle decides (D6a, D6c, D6f)
@@ -60,6 +63,9 @@ IN_DOUBT: Final = frozenset(
         Stage.ASKING_OWNER,
         Stage.COMMITTING,
         Stage.ANNOUNCING,
+        Stage.HANDING_OVER,
+        Stage.CONFIRMING_HANDOVER,
+        Stage.MENDING,
         Stage.CHECKING_OWNER,
         Stage.WITHDRAWING,
         Stage.CONFIRMING_ARRIVAL,

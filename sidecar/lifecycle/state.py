@@ -20,6 +20,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     cancel_requested: bool = False
     restart_after_cancel: bool = True
     respond_async: bool = False  # the panel had its 202 before the stop
+    beside: bool = False  # the server is handed over to a local node daemon, which tells the panel
+    mends: int = 0  # how often the daemon was made to forget a server that the panel did not give it (H3)
     past_point: bool = False  # the boundary that ends the archive part may be out (S1)
     delete_requested: bool = False  # the panel's DELETE came
     call: int = 0  # the number of the latest call to the arbiter
@@ -57,8 +59,11 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         return self.stray or failed_in_doubt
 
 
-def first(role: Role, *, respond_async: bool = False) -> State:
-    """A transfer that has just been accepted."""
-    return State(
-        role=role, stage=Stage.STOPPING if role is Role.SOURCE else Stage.ADMITTING, respond_async=respond_async
-    )
+def first(role: Role, *, respond_async: bool = False, beside: bool = False) -> State:
+    """A transfer that has just been accepted.
+
+    Args: `respond_async` is a source's: the panel has its 202 before the stop. `beside` is a destination's: it works
+    beside a node daemon, to which the server is handed over.
+    """
+    stage = Stage.STOPPING if role is Role.SOURCE else Stage.ADMITTING
+    return State(role=role, stage=stage, respond_async=respond_async, beside=beside)

@@ -7,6 +7,9 @@
     destination  admitting -> receiving -> preparing -> committing -> announcing -> confirming_arrival -> activating
                      `-----------`------------`> stopping_receipt        |               ^      `-> discarding
                                                                  checking_owner -> withdrawing
+                 beside a node daemon: committing -> handing_over -> confirming_handover -> activating
+                                                         |    ^- mending <-'           `-> withdrawing
+                                                         `> checking_owner
     both         settling -> cooling -> ended
 
 It is total: every pair of a stage and an event is a transition, `ignore` (it may come late, and changes nothing),
@@ -130,7 +133,7 @@ _ROWS: Final[dict[Stage, _Row]] = {
         on.Restarted: rules.not_received,
     },
     Stage.COMMITTING: {
-        on.Committed: go(Stage.ANNOUNCING, Effect.TELL_SUCCESS),
+        on.Committed: rules.committed,
         on.CommitFailed: again(Effect.COMMIT),
         on.CancelRequested: rules.cancel(None),
         on.ServerDeleted: ignore,
@@ -146,7 +149,39 @@ _ROWS: Final[dict[Stage, _Row]] = {
         on.CancelRequested: rules.cancel(None),
         on.ServerDeleted: ignore,
         on.Resolved: rules.resolved_destination,
-        on.Restarted: rules.check_owner_after_restart,
+        on.Restarted: rules.check_owner_unanswered,
+        _LATE_RECEIPT: ignore,
+    },
+    Stage.HANDING_OVER: {
+        on.HandedOver: rules.handed_over,
+        on.HandOverUnanswered: rules.check_owner_unanswered,
+        on.HandOverUnsent: rules.hand_over_again,
+        on.SourceGone: go(Stage.CHECKING_OWNER, Effect.ASK_OWNER),
+        on.OwnerListed: rules.ours,
+        on.CancelRequested: rules.cancel(None),
+        on.ServerDeleted: ignore,
+        on.Resolved: rules.resolved_destination,
+        on.Restarted: rules.check_owner_unanswered,
+        _LATE_RECEIPT: ignore,
+    },
+    Stage.CONFIRMING_HANDOVER: {
+        on.OwnerListed: rules.ours,
+        on.OwnerNotListed: rules.not_handed_over,
+        on.OwnerUnanswered: again(Effect.ASK_OWNER),
+        on.CancelRequested: rules.cancel(None),
+        on.ServerDeleted: ignore,
+        on.Resolved: rules.resolved_destination,
+        on.Restarted: rules.check_owner_unanswered,
+        _LATE_RECEIPT: ignore,
+    },
+    Stage.MENDING: {
+        on.Mended: rules.hand_over_again,
+        on.MendAbandoned: go(Stage.CHECKING_OWNER, Effect.ASK_OWNER),
+        on.MendFailed: again(Effect.MEND),
+        on.CancelRequested: rules.cancel(None),
+        on.ServerDeleted: ignore,
+        on.Resolved: refuse,  # the volume may be aside, and the daemon may be deleting what it finds in its place
+        on.Restarted: again(Effect.MEND),
         _LATE_RECEIPT: ignore,
     },
     Stage.CHECKING_OWNER: {
@@ -156,7 +191,7 @@ _ROWS: Final[dict[Stage, _Row]] = {
         on.CancelRequested: rules.cancel(None),
         on.ServerDeleted: ignore,
         on.Resolved: rules.resolved_destination,
-        on.Restarted: rules.check_owner_after_restart,
+        on.Restarted: rules.check_owner_unanswered,
         _LATE_RECEIPT: ignore,
     },
     Stage.WITHDRAWING: {
@@ -165,7 +200,7 @@ _ROWS: Final[dict[Stage, _Row]] = {
         on.CancelRequested: rules.cancel(None),
         on.ServerDeleted: ignore,
         on.Resolved: rules.resolved_destination,
-        on.Restarted: rules.check_owner_after_restart,
+        on.Restarted: rules.check_owner_unanswered,
         _LATE_RECEIPT: ignore,
     },
     Stage.CONFIRMING_ARRIVAL: {
@@ -175,7 +210,7 @@ _ROWS: Final[dict[Stage, _Row]] = {
         on.CancelRequested: rules.cancel(None),
         on.ServerDeleted: ignore,
         on.Resolved: rules.resolved_destination,
-        on.Restarted: rules.check_owner_after_restart,
+        on.Restarted: rules.check_owner_unanswered,
         _LATE_RECEIPT: ignore,
     },
     Stage.ACTIVATING: {

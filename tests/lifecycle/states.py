@@ -16,7 +16,9 @@ from sidecar.lifecycle.statuses import Role, Status
 
 BOTH: Final = (False, True)
 BEFORE_THE_POINT: Final = frozenset({Stage.STOPPING, Stage.SENDING, Stage.CUTTING})
+BESIDE: Final = frozenset({Stage.HANDING_OVER, Stage.CONFIRMING_HANDOVER, Stage.MENDING})
 MAY_HAVE_CALLED: Final = IN_DOUBT - {Stage.COMMITTING} | {Stage.ACTIVATING, Stage.DISCARDING}
+MAY_HAVE_MENDED: Final = MAY_HAVE_CALLED - {Stage.ANNOUNCING}
 FINAL: Final = (Status.CANCELLED, Status.FAILED, Status.COMPLETED)
 CALL: Final = 3  # the number of the latest call, where there was one
 
@@ -43,7 +45,7 @@ def states_in(stage: Stage) -> Iterator[State]:
             continue
         if (not restart and not cancelled) or (delete and not past):
             continue
-        yield State(
+        state = State(
             role=role,
             stage=stage,
             status=status_in(stage, cancelled),
@@ -56,6 +58,11 @@ def states_in(stage: Stage) -> Iterator[State]:
             stray=stray,
             call=CALL,
         )
+        if stage not in BESIDE:
+            yield state
+        if role is Role.DESTINATION and stage is not Stage.ANNOUNCING:
+            for mends in range(3) if stage in MAY_HAVE_MENDED else (0,):
+                yield msgspec.structs.replace(state, beside=True, mends=mends)
 
 
 def _final(stage: Stage, role: Role, status: Status) -> Iterator[State]:
@@ -94,6 +101,8 @@ def variants_of(event: type[Event]) -> tuple[Event, ...]:
     """The event as it can come, answering the latest call."""
     if event is on.AdmissionFailed:
         return (on.AdmissionFailed(), on.AdmissionFailed(tell_panel=False))
+    if event is on.HandedOver:
+        return (on.HandedOver(call=CALL), on.HandedOver(call=CALL, slow=True))
     if event is on.CancelRequested:
         return (on.CancelRequested(), on.CancelRequested(restart=False))
     if event is on.Resolved:

@@ -43,6 +43,13 @@ ANNOUNCING: Final = tell(COMMITTING, on.Committed())[0]
 WITHDRAWING: Final = tell(ANNOUNCING, on.SourceGone(), on.OwnerNotListed())[0]
 
 
+BESIDE: Final = tell(
+    first(Role.DESTINATION, beside=True), on.Admitted(), on.BodyVerified(), on.Prepared(), on.Committed()
+)[0]
+HANDED_OVER: Final = tell(BESIDE, on.HandedOver())[0]
+MENDING: Final = tell(HANDED_OVER, on.OwnerNotListed())[0]
+
+
 def test_a_transfer_that_goes_well() -> None:
     source, effects = tell(AWAITING, on.ServerDeleted(), on.OwnerNotListed())
     assert (source.status, effects) == (Status.COMPLETED, [Effect.TRASH_DEPARTED])
@@ -328,6 +335,13 @@ def test_D7_a_failed_activation_changes_no_owner() -> None:
     assert state.needs
 
 
+def test_D7_a_daemon_that_must_be_restarted_is_named_as_the_remedy() -> None:
+    failed = on.ActivationFailed(code="daemon.restart_needed")
+    state, _ = tell(HANDED_OVER, on.OwnerListed(), failed)
+    assert (state.status, state.stage, state.reason) == (Status.COMPLETED, Stage.ENDED, "daemon.restart_needed")
+    assert "restart the node daemon" in (state.needs or "")
+
+
 @pytest.mark.parametrize("event", [on.ReceiptFailed(code="archive.checksum"), on.Restarted()])
 def test_D8_before_the_commit_staging_is_removed_and_the_panel_told(event: Event) -> None:
     state, effects = tell(RECEIVING, event)
@@ -374,3 +388,92 @@ def test_D9_a_call_that_was_given_up_keeps_the_slot_at_the_end() -> None:
         ended, effects = tell(state, *events)  # type: ignore[arg-type]
         assert (ended.stage, effects) == (Stage.COOLING, [Effect.HOLD_SLOT]), name
         assert tell(ended, on.HoldOver())[0].stage is Stage.ENDED, name
+
+
+# -- the hand-over to a local daemon ----------------------------------------------------------------------------------
+def test_H_beside_a_daemon_only_the_daemon_tells_success() -> None:
+    assert (BESIDE.stage, BESIDE.in_doubt, BESIDE.may_run_server) == (Stage.HANDING_OVER, True, False)
+    assert tell(COMMITTING, on.Committed())[1] == [Effect.TELL_SUCCESS]
+    committing = tell(first(Role.DESTINATION, beside=True), on.Admitted(), on.BodyVerified(), on.Prepared())[0]
+    assert tell(committing, on.Committed())[1] == [Effect.HAND_OVER]
+
+
+def test_H_what_is_listed_already_is_not_handed_over() -> None:
+    assert tell(BESIDE, on.OwnerListed())[1] == [Effect.ACTIVATE]
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_H1_no_answer_of_the_daemon_proves_anything(slow: bool) -> None:
+    state, effects = tell(BESIDE, on.HandedOver(slow=slow))
+    assert (state.stage, effects) == (Stage.CONFIRMING_HANDOVER, [Effect.ASK_OWNER])
+    assert state.stray == slow, "a call that the daemon has given up can still land (D9)"
+    assert not state.may_run_server
+    assert tell(state, on.OwnerUnanswered())[1] == [Effect.ASK_OWNER]
+    assert tell(state, on.OwnerListed())[1] == [Effect.ACTIVATE]
+    assert Effect.DISCARD not in tell(state, on.OwnerNotListed())[1]
+
+
+@pytest.mark.parametrize("event", [on.HandOverUnanswered(), on.Restarted()])
+def test_H2_without_its_answer_the_daemon_and_the_volume_are_left_alone_until_the_transfer_is_closed(
+    event: Event,
+) -> None:
+    state, effects = tell(BESIDE, event)
+    assert (state.stage, state.stray, effects) == (Stage.CHECKING_OWNER, True, [Effect.ASK_OWNER])
+    state, effects = tell(state, on.OwnerNotListed())
+    assert effects == [Effect.TELL_FAILURE]
+    state, effects = tell(state, on.FailureAccepted())
+    assert effects == [Effect.ASK_OWNER]
+    state, effects = tell(state, on.OwnerNotListed())
+    assert effects == [Effect.DISCARD]
+    assert tell(state, on.Discarded())[0].stage is Stage.COOLING, "its `success` may land for minutes"
+
+
+def test_H2_a_late_success_of_an_unanswered_daemon_makes_the_server_ours() -> None:
+    state, effects = tell(BESIDE, on.Restarted(), on.OwnerListed())
+    assert effects == [Effect.ACTIVATE]
+    state, effects = tell(state, on.Activated())
+    assert (state.status, state.stage, effects) == (Status.COMPLETED, Stage.COOLING, [Effect.HOLD_SLOT])
+
+
+def test_H2_what_was_not_sent_is_handed_over_again_unless_cancelled_or_without_the_source() -> None:
+    state, effects = tell(BESIDE, on.HandOverUnsent())
+    assert (state.stage, state.stray, effects) == (Stage.HANDING_OVER, False, [Effect.HAND_OVER])
+    assert tell(BESIDE, on.CancelRequested(), on.HandOverUnsent())[1] == [Effect.ASK_OWNER]
+    state, effects = tell(BESIDE, on.SourceGone())
+    assert (state.stage, state.stray, effects) == (Stage.CHECKING_OWNER, False, [Effect.ASK_OWNER])
+
+
+def test_H2_an_operators_word_makes_the_hand_over_stale_and_keeps_the_slot() -> None:
+    state, effects = tell(BESIDE, on.Resolved("failed"))
+    assert effects == [Effect.DISCARD]
+    assert state.call != BESIDE.call
+    assert tell(state, on.Discarded())[0].stage is Stage.COOLING
+
+
+def test_H3_not_listed_is_mended_at_most_twice_then_the_transfer_is_closed() -> None:
+    state = BESIDE
+    for mends in (1, 2):
+        state, effects = tell(state, on.HandedOver(), on.OwnerNotListed())
+        assert (state.stage, effects) == (Stage.MENDING, [Effect.MEND])
+        state, effects = tell(state, on.Mended())
+        assert (state.stage, state.mends, effects) == (Stage.HANDING_OVER, mends, [Effect.HAND_OVER])
+    state, effects = tell(state, on.HandedOver(), on.OwnerNotListed())
+    assert (state.stage, effects) == (Stage.WITHDRAWING, [Effect.TELL_FAILURE])
+
+
+def test_H3_a_cancel_ends_the_mending() -> None:
+    assert tell(HANDED_OVER, on.CancelRequested(), on.OwnerNotListed())[1] == [Effect.TELL_FAILURE]
+    assert tell(MENDING, on.CancelRequested(), on.Mended())[1] == [Effect.ASK_OWNER]
+
+
+def test_H3_without_the_source_the_oracle_and_failure_decide() -> None:
+    state, effects = tell(MENDING, on.MendAbandoned())
+    assert (state.stage, effects) == (Stage.CHECKING_OWNER, [Effect.ASK_OWNER])
+    assert tell(state, on.OwnerNotListed())[1] == [Effect.TELL_FAILURE]
+
+
+@pytest.mark.parametrize("event", [on.MendFailed(code="daemon.unreachable"), on.Restarted()])
+def test_H3_a_mending_that_was_begun_is_ended_before_anything_else(event: Event) -> None:
+    state, effects = tell(MENDING, event)
+    assert (state.stage, effects) == (Stage.MENDING, [Effect.MEND])
+    assert refuses(state, on.Resolved("failed")), "the volume may be aside"

@@ -23,8 +23,9 @@ UPLOAD: Final = "SendFailed UploadUnsure CallerGone ArchiveSent UploadCut Upload
 RECEIPT: Final = "Admitted BodyVerified Prepared ReceiptStopped"
 SUCCESS: Final = "SuccessAccepted SuccessRefused SuccessRefusedEarly SuccessUnanswered SourceGone"
 FAILURE: Final = "FailureAccepted FailureRefused FailureRefusedEarly FailureUnanswered FailureGivenUp"
+HAND_OVER: Final = "HandedOver HandOverUnanswered HandOverUnsent"
 OWNER: Final = "OwnerListed OwnerNotListed OwnerUnanswered"
-LATE: Final = f"{UPLOAD} {RECEIPT} AdmissionFailed ReceiptFailed PrepareFailed {SUCCESS} {OWNER}"
+LATE: Final = f"{UPLOAD} {RECEIPT} AdmissionFailed ReceiptFailed PrepareFailed {SUCCESS} {OWNER} {HAND_OVER}"
 
 # Where an event leads ("=": stays), what is refused and what is ignored. What is not named cannot come.
 EXPECTED: Final[dict[Stage, dict[str, str]]] = {
@@ -102,7 +103,7 @@ EXPECTED: Final[dict[Stage, dict[str, str]]] = {
         "ignored": "ServerDeleted",
     },
     Stage.COMMITTING: {
-        "announcing": "Committed",
+        "announcing handing_over": "Committed",
         "=": "CommitFailed CancelRequested Restarted",
         "refused": "Resolved",
         "ignored": f"ServerDeleted {RECEIPT}",
@@ -113,6 +114,30 @@ EXPECTED: Final[dict[Stage, dict[str, str]]] = {
         "checking_owner": "SourceGone Restarted",
         "activating discarding": "Resolved",
         "=": "SuccessRefusedEarly CancelRequested",
+        "ignored": f"ServerDeleted {RECEIPT}",
+    },
+    Stage.HANDING_OVER: {
+        "confirming_handover": "HandedOver",
+        "checking_owner": "HandOverUnanswered SourceGone Restarted",
+        "= checking_owner": "HandOverUnsent",
+        "activating": "OwnerListed",
+        "activating discarding": "Resolved",
+        "=": "CancelRequested",
+        "ignored": f"ServerDeleted {RECEIPT}",
+    },
+    Stage.CONFIRMING_HANDOVER: {
+        "activating": "OwnerListed",
+        "mending withdrawing": "OwnerNotListed",
+        "checking_owner": "Restarted",
+        "activating discarding": "Resolved",
+        "=": "OwnerUnanswered CancelRequested",
+        "ignored": f"ServerDeleted {RECEIPT}",
+    },
+    Stage.MENDING: {
+        "handing_over checking_owner": "Mended",
+        "checking_owner": "MendAbandoned",
+        "=": "MendFailed CancelRequested Restarted",
+        "refused": "Resolved",
         "ignored": f"ServerDeleted {RECEIPT}",
     },
     Stage.CHECKING_OWNER: {
@@ -141,13 +166,13 @@ EXPECTED: Final[dict[Stage, dict[str, str]]] = {
         "cooling ended": "Activated ActivationFailed",
         "=": "CancelRequested Restarted",
         "refused": "Resolved",
-        "ignored": f"ServerDeleted {RECEIPT} {SUCCESS} {FAILURE} {OWNER}",
+        "ignored": f"ServerDeleted {RECEIPT} {SUCCESS} {FAILURE} {OWNER} {HAND_OVER}",
     },
     Stage.DISCARDING: {
         "cooling ended": "Discarded",
         "=": "DiscardFailed CancelRequested Restarted",
         "refused": "Resolved",
-        "ignored": f"ServerDeleted {RECEIPT} {SUCCESS} {FAILURE} {OWNER}",
+        "ignored": f"ServerDeleted {RECEIPT} {SUCCESS} {FAILURE} {OWNER} {HAND_OVER}",
     },
     Stage.SETTLING: {
         "= cooling ended": "FailureAccepted FailureRefused ServerRestored RestoreFailed CleanedUp CleanUpFailed",

@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 
+from tests.model.daemon import Beside
 from tests.model.nodes import Model
 from tests.model.search import search
 from tests.model.world import Faults
@@ -21,12 +22,14 @@ def main() -> int:
     parser.add_argument("--faults", default="1,0,1", help="SIGKILLs, lost messages, whims of users and disks")
     parser.add_argument("--panel", choices=["new", "old", "both"], default="both")
     parser.add_argument("--respond-async", action="store_true", help="the panel has its 202 before the stop")
+    parser.add_argument("--beside", action="store_true", help="the destination works beside a node daemon")
     options = parser.parse_args()
     faults = Faults(*map(int, options.faults.split(",")))
     safe = True
     for panel in ("new", "old") if options.panel == "both" else (options.panel,):
+        kind = Beside if options.beside else Model
         began = time.monotonic()
-        found = search(Model(old_panel=panel == "old", respond_async=options.respond_async), faults)
+        found = search(kind(old_panel=panel == "old", respond_async=options.respond_async), faults)
         print(f"{panel} panel: {found.worlds} worlds, {time.monotonic() - began:.0f} s", flush=True)
         for what, way in found.wrong.items():
             safe = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import ClassVar, Final
 
 from sidecar.lifecycle import table
 from sidecar.lifecycle.effects import Effect
@@ -36,7 +36,7 @@ def _without(tasks: Tasks, task: str) -> Tasks:
     return tasks[:at] + tasks[at + 1 :]
 
 
-def _swap(tasks: Tasks, task: str, new: str) -> Tasks:
+def swap(tasks: Tasks, task: str, new: str) -> Tasks:
     return tuple(sorted((*_without(tasks, task), new)))
 
 
@@ -46,6 +46,8 @@ class Model:
     `decide` is the table under test. `minds_source=False` makes the destination send `success` without a look at the
     source's connection: only there to show that the look is needed (D6d).
     """
+
+    beside: ClassVar[bool] = False  # B's daemon runs the server, not the destination
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class Model:
         if decided.is_new_call:  # an earlier call is stale; if it is out it may still land
             stray += sum(task.startswith("tell_failure:out") for task in tasks)
             succ += sum(task.startswith("tell_success:out") for task in tasks)
-            tasks = tuple(task for task in tasks if not task.startswith(("tell_", "ask_")))
+            tasks = tuple(task for task in tasks if not task.startswith(("tell_", "ask_", "hand_")))
         if decided.effects:
             tasks = tuple(sorted((*tasks, *(f"{effect.value}:new" for effect in decided.effects))))
         if Effect.CUT_UPLOAD in decided.effects:  # at once: nothing of the archive goes out after the decision
@@ -120,7 +122,8 @@ class Model:
             w = w._replace(b=decided.state, b_tasks=tasks, b_fail=stray, b_succ=succ)
             if now.is_final and not was.is_final and w.ld:
                 w = w._replace(resp="200" if now.status is Status.COMPLETED else "500")
-        return start(w, node) if now.may_run_server and not was.may_run_server else w
+        starts = now.may_run_server and not was.may_run_server and not (self.beside and node == "B")
+        return start(w, node) if starts else w
 
     def done(self, w: World, node: str, task: str, name: str) -> World:
         """An effect has ended; its outcome is told."""
@@ -200,7 +203,7 @@ class Model:
                     yield Step(f"P: transfer 2 {w.owner} -> {dst} is started", "user", new)
         if w.t2 == "active":
             yield Step("P: transfer 2 fails", "ok", end_second(w, False))
-            free_b = (not w.ld if b is None else not b.holds_slot) and w.b_up
+            free_b = (not w.ld if b is None else not b.holds_slot) and w.b_up and w.w == "-"
             if {"A": w.a_up and not a.holds_slot, "B": free_b, "C": True}[w.dst2]:
                 new = trash(w, w.dst2)._replace(t2="sent")
                 new = new._replace(**{{"A": "av", "B": "bv", "C": "cv"}[w.dst2]: "new"})  # type: ignore[arg-type]
@@ -217,7 +220,7 @@ class Model:
         if w.ld and not w.ls and w.b_up:
             yield Step("D: sees that the connection is gone", "ok", w._replace(ld=0))
         if w.ld and w.b < 0 and w.b_up:
-            number = self.book.number(first(Role.DESTINATION))
+            number = self.book.number(first(Role.DESTINATION, beside=self.beside))
             new = w._replace(b=number, b_tasks=("admit:new",))
             yield Step("D: the upload begins, the slot is taken", "ok", new)
 
@@ -260,7 +263,7 @@ class Model:
                     )
             case Effect.FINISH_UPLOAD:
                 if phase == "new" and w.ls:
-                    tasks = _swap(w.a_tasks, task, "finish_upload:sent")
+                    tasks = swap(w.a_tasks, task, "finish_upload:sent")
                     if w.run_a:
                         w = w._replace(wrong="an archive was finished while the server may run")
                     yield Step("S: the boundary goes out", "ok", w._replace(sent="new", a_tasks=tasks))
@@ -276,7 +279,7 @@ class Model:
             case Effect.TRASH_DEPARTED:
                 yield from self._trashing(w, "A", task, "CleanedUp", state)
             case Effect.HOLD_SLOT:  # TIMED-2
-                may_land = "tell_success:out" in " ".join(w.b_tasks) or w.b_succ or w.ld
+                may_land = "tell_success:out" in " ".join(w.b_tasks) or w.b_succ or w.ld or w.w == "busy"
                 promised = state.past_point and state.status is not Status.COMPLETED and not w.ls
                 if not w.a_stray and not (promised and may_land):
                     yield Step("S: nothing can land any more", "ok", self.done(w, "A", task, "HoldOver"))
@@ -320,7 +323,7 @@ class Model:
                     yield Step("D: D4 not prepared", "user", self.done(whim, "B", task, "PrepareFailed"))
             case Effect.COMMIT:
                 if phase == "new":
-                    new = w._replace(b_tasks=_swap(w.b_tasks, task, "commit:renamed"))
+                    new = w._replace(b_tasks=swap(w.b_tasks, task, "commit:renamed"))
                     if w.bs != "-":
                         new = trash(new, "B")._replace(bv=w.bs, bs="-")
                     yield Step("D: D5 renamed", "ok", new)
@@ -339,7 +342,7 @@ class Model:
                     w = w._replace(wrong="staging is removed while in doubt")
                 yield Step("D: D8 staging removed", "ok", self.done(w._replace(bs="-"), "B", task, "CleanedUp"))
             case Effect.HOLD_SLOT:  # TIMED-2
-                if not (w.b_succ or w.b_fail):
+                if not (w.b_succ or w.b_fail or w.w == "busy"):
                     yield Step("D: nothing can land any more", "ok", self.done(w, "B", task, "HoldOver"))
             case Effect.TELL_FAILURE | Effect.TELL_SUCCESS | Effect.ASK_OWNER:
                 yield from self._call(w, "B", task, state)
@@ -355,7 +358,7 @@ class Model:
         if state.in_doubt:
             w = w._replace(wrong="a volume goes to trash while in doubt")
         new = trash(w, node)
-        tasks = _swap(w.a_tasks if node == "A" else w.b_tasks, task, f"{effect}:moved")
+        tasks = swap(w.a_tasks if node == "A" else w.b_tasks, task, f"{effect}:moved")
         new = new._replace(a_tasks=tasks) if node == "A" else new._replace(b_tasks=tasks)
         yield Step(f"{who}: volume to trash", "ok", new)
 
@@ -367,8 +370,8 @@ class Model:
 
         def to(world: World, phase: str) -> World:
             if node == "A":
-                return world._replace(a_tasks=_swap(world.a_tasks, task, f"{effect}:{phase}"))
-            return world._replace(b_tasks=_swap(world.b_tasks, task, f"{effect}:{phase}"))
+                return world._replace(a_tasks=swap(world.a_tasks, task, f"{effect}:{phase}"))
+            return world._replace(b_tasks=swap(world.b_tasks, task, f"{effect}:{phase}"))
 
         less = w._replace(loss=w.loss - 1) if w.loss else w
         if effect == Effect.ASK_OWNER:

@@ -4,8 +4,8 @@
 One world, first on node A. Transfer 1 moves it A -> B; when that has ended at the panel, an administrator may start transfer 2 of the
 same server from its owner to another node (C, or B again, or back to A). Sidecar S is on A, D on B, P is the panel, W an unmodified
 node daemon on B (`--only beside`). Every interleaving of their steps is visited, with a bounded number of SIGKILLs, of lost or delayed
-messages and of cancels. `world.py` and `nodes.py` check the same rules as the table has them; this adds what the table does not know: a
-local daemon (beside) and a destination that is not ours (stock). Only journaled facts survive a SIGKILL; a request that was out may still land at the panel after it.
+messages and of cancels. `world.py`, `nodes.py` and `daemon.py` check the same rules as the table has them; this adds what the table does not
+know: a destination that is not ours (stock). Only journaled facts survive a SIGKILL; a request that was out may still land at the panel after it.
 
   python -m tests.model.ownership_model                     the rules: must find nothing but the one case that waits for a human
   python -m tests.model.ownership_model --off S3b           without one rule: shows the shortest trace that the rule prevents

@@ -1,5 +1,7 @@
 """A source, a destination and a panel joined by faulty links; the two ends are driven by the real `decide`.
 
+The steps are in `nodes.py`; `daemon.py` adds a node daemon beside the destination.
+
 One server, first on node A. Transfer 1 moves it from A to B, both ours; once that has ended at the panel, an
 administrator may start transfer 2 of the same server from its owner to another node (C, B again, or back to A).
 
@@ -67,12 +69,19 @@ class World(NamedTuple):
     b_tasks: Tasks = ()
     b_succ: int = 0
     b_fail: int = 0
-    # copies: volume and trash of A, staging, volume and trash of B, volume of C: "-", old, new
+    # the node daemon on B: what the server is to it (-, busy, stuck, holds), its call to the panel, it has given
+    # one up; it has forgotten the server and is yet to delete what it finds in the volume's place
+    w: str = "-"
+    w_call: str = "-"
+    w_slow: int = 0
+    w_wipe: int = 0
+    # copies: volume and trash of A, staging, volume, trash and "aside" of B, volume of C: "-", old, new
     av: str = "new"
     at: str = "-"
     bs: str = "-"
     bv: str = "-"
     bt: str = "-"
+    ba: str = "-"
     cv: str = "-"
     # this node may run the server now
     run_a: int = 1
@@ -104,7 +113,7 @@ class Decided(NamedTuple):
     wrong: str
 
 
-COPIES: Final = ("av", "at", "bs", "bv", "bt", "cv", "sent")
+COPIES: Final = ("av", "at", "bs", "bv", "bt", "ba", "cv", "sent")
 _VOLUME: Final = {"A": "av", "B": "bv", "C": "cv"}
 _TRASH: Final = {"A": "at", "B": "bt"}
 _RUN: Final = {"A": "run_a", "B": "run_b", "C": "run_c"}
@@ -112,6 +121,7 @@ _ORDER: Final = {Status.PENDING: 0, Status.PROCESSING: 1, Status.CANCELLING: 2}
 
 EVENTS: Final[dict[str, Event]] = {event.__name__: event() for event in on.EVENTS} | {
     "AdmissionFailed, silent": on.AdmissionFailed(tell_panel=False),
+    "HandedOver, slow": on.HandedOver(slow=True),
     "CancelRequested, for good": on.CancelRequested(restart=False),
     "Resolved completed": on.Resolved(outcome="completed"),
     "Resolved failed": on.Resolved(outcome="failed"),
@@ -210,7 +220,7 @@ def broken(w: World) -> str | None:
         return "a node may run what the panel gives to another"
     if any(getattr(w, _VOLUME[node]) != "new" for node in running):
         return "a stale or missing copy may run"
-    if "new" not in (w.av, w.at, w.bs, w.bv, w.bt, w.cv):
+    if "new" not in (w.av, w.at, w.bs, w.bv, w.bt, w.ba, w.cv):
         return "no complete current copy is left"
     volume = getattr(w, _VOLUME[w.owner])
     if volume != "new":
