@@ -202,8 +202,8 @@ class NodeDaemon(Struct, frozen=True, kw_only=True):
     url: Annotated[
         str,
         Meta(
-            description="Its API on this machine, such as `http://127.0.0.1:8081`; it knows the same `node.token`. What "
-            "kind it is, is found out. Empty: no daemon, the sidecar runs the servers itself."
+            description="Its API on this machine, such as `http://127.0.0.1:8081`; it knows the same `node.token`. "
+            "What kind it is, is found out. Empty: no daemon, the sidecar runs the servers itself."
         ),
     ] = ""
     hand_over_timeout_s: Annotated[
