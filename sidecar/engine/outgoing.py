@@ -18,7 +18,7 @@ from sidecar.engine.contract import Caller
 from sidecar.engine.notices import NoticeLines
 from sidecar.engine.peer import PeerKind, probe
 from sidecar.engine.progress import duration, size
-from sidecar.engine.services import Services
+from sidecar.engine.services import Backoff, Services
 from sidecar.engine.transfer import Perform, Transfer
 from sidecar.errors import HostFailed, PeerFailed, SidecarError
 from sidecar.journal.records import OutgoingFacts
@@ -32,6 +32,8 @@ from sidecar.ports import Arbiter, RunState, StopHow
 from sidecar.wire.destination import Target
 from sidecar.wire.headers import UploadHeaders, encode
 from sidecar.wire.upload import Upload, failure_of
+
+PROBE_TRIES = 3  # a lost call or a restart of the other node; then the upload would not get through either
 
 
 class Outgoing(Transfer):
@@ -215,9 +217,7 @@ class Outgoing(Transfer):
         """All of the archive but its end."""
         if self._target is None:
             raise HostFailed("transfer.interrupted", "This node was restarted in the middle of the transfer.")
-        kind = await self.services.in_thread(
-            probe, self._target, self.services.sending.connect_timeout_s, self.services.tls
-        )
+        kind = await self._ask_who(self._target)
         await self.note(msgspec.structs.replace(self.facts, peer_kind=kind.value))
         dialect = Dialect.SIDECAR if kind is PeerKind.SIDECAR else Dialect.STRANGER
         self._producer = ArchiveProducer(
@@ -238,6 +238,20 @@ class Outgoing(Transfer):
         await self.services.runtime.verify_stopped(self.facts.server, self.facts.observed)
         self._report(asyncio.get_running_loop().time() - began)
         return on.ArchiveSent()
+
+    async def _ask_who(self, target: Target) -> PeerKind:
+        """Asked again when nobody answers: what the archive may hold depends on it. Raises PeerFailed."""
+        services, backoff = self.services, Backoff(self.services.timings)
+        while True:
+            await backoff.wait()
+            try:
+                return await services.in_thread(probe, target, services.sending.connect_timeout_s, services.tls)
+            except PeerFailed as error:
+                if not self._given_up and backoff.tries < PROBE_TRIES:
+                    continue
+                if error.code == "peer.protocol":
+                    return PeerKind.UNKNOWN
+                raise
 
     def _send(self, producer: ArchiveProducer) -> None:
         """In a thread."""

@@ -6,7 +6,7 @@ from enum import StrEnum
 from ssl import SSLContext
 from typing import Any
 
-from sidecar.errors import SidecarError
+from sidecar.errors import PeerFailed, SidecarError
 from sidecar.wire.destination import Target
 from sidecar.wire.upload import fetch_json
 
@@ -21,22 +21,26 @@ class PeerKind(StrEnum):
 
 
 def probe(target: Target, timeout_s: float, tls: SSLContext | None) -> PeerKind:
-    """`GET /api/transfers/sidecar`. Blocking; any trouble means a stranger, for the upload will say what is wrong.
+    """`GET /api/transfers/sidecar`. Blocking, one attempt.
 
-    A Calagopus daemon answers unknown routes in JSON, which the Go daemons do not (docs/PROTOCOL.md).
+    Only an answer makes a stranger: one of our own that is taken for a stranger because a call was lost gets an archive
+    without its symlinks. A Calagopus daemon answers unknown routes in JSON, which the Go daemons do not
+    (docs/PROTOCOL.md).
+
+    Raises PeerFailed (`peer.*`): nobody answered, or a proxy did that has nobody behind it; `peer.protocol` where what
+    answered is not what we can read.
     """
-    try:
-        status, body = fetch_json(
-            target,
-            "GET",
-            f"{target.path.rstrip('/')}/sidecar",
-            headers={},
-            timeout_s=timeout_s,
-            max_bytes=MAX_ANSWER_BYTES,
-            ssl_context=tls,
-        )
-    except SidecarError:
-        return PeerKind.UNKNOWN
+    status, body = fetch_json(
+        target,
+        "GET",
+        f"{target.path.rstrip('/')}/sidecar",
+        headers={},
+        timeout_s=timeout_s,
+        max_bytes=MAX_ANSWER_BYTES,
+        ssl_context=tls,
+    )
+    if status >= 500:
+        raise PeerFailed("peer.status", f"{target.origin} answered {status} before anything was sent", status=status)
     if not isinstance(body, dict):
         return PeerKind.UNKNOWN
     if status == 200 and _speaks(body):

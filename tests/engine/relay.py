@@ -18,6 +18,7 @@ class Relay:
     def __init__(self) -> None:
         self.target: HasPort | None = None
         self.url = ""
+        self.refuses = 0  # connections that are reset before anything is passed on
         self._links: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -31,6 +32,10 @@ class Relay:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None and self.target is not None
+        if self.refuses:
+            self.refuses -= 1
+            writer.transport.abort()
+            return
         self._tasks.add(task)
         mine = {writer}
         self._links.add(writer)
@@ -53,6 +58,7 @@ class Relay:
                     await one.wait_closed()
 
     async def close(self) -> None:
+        await asyncio.sleep(0)  # what was accepted a moment ago begins now, and can be ended
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -81,6 +81,8 @@ class Rig:
         async with asyncio.timeout(20):
             while (view := self.node.view(server)) is None or view.stage != "ended":  # noqa: ASYNC110 - the public view
                 await asyncio.sleep(0.005)
+        for _ in range(3):
+            await asyncio.sleep(0)  # the listener above gets its turn
         return view
 
     async def stage(self, *stages: str, server: str = SERVER) -> TransferView:

@@ -113,6 +113,7 @@ async def stranger(
         yield node
     finally:
         server.close()
+        await asyncio.sleep(0)  # what was accepted a moment ago begins now, and can be ended
         for task in node.busy():
             task.cancel()
         await asyncio.gather(*node.busy(), return_exceptions=True)

@@ -28,6 +28,7 @@ from tests.engine.rig import (
     transfer_token,
     tree_of,
 )
+from tests.engine.strangers import Received, stranger
 
 OTHER = "00000000-1111-4222-8333-444444444444"
 
@@ -322,17 +323,33 @@ def test_a_destination_that_refuses_connections_fails_the_transfer_at_once(tmp_p
 
 def test_a_destination_that_takes_no_byte_is_a_stall(tmp_path: Path) -> None:
     async def scenario() -> None:
-        sending = Sending(stall_timeout_s=0.3, connect_timeout_s=0.3, answer_timeout_s=1)
-        async with running_node(tmp_path / "a", "a", sending=sending) as a:
+        async def behave(upload: Received) -> None:
+            await asyncio.sleep(60)
+
+        sending = Sending(stall_timeout_s=0.3, connect_timeout_s=2, answer_timeout_s=1)
+        async with running_node(tmp_path / "a", "a", sending=sending) as a, stranger(behave) as b:
             grow_world(a.volume(), big_bytes=60_000_000)
             a.runtime.add(SERVER, running=True)
-            listener = socket.create_server(("127.0.0.1", 0), backlog=8)
-            port = listener.getsockname()[1]
-            request = msgspec.structs.replace(request_to(a), url=f"http://127.0.0.1:{port}/api/transfers")
+            request = msgspec.structs.replace(request_to(a), url=f"{b.url}/api/transfers")
             await a.node.start(request, caller=None, respond_async=False)
             view = await a.stage("settling")
             assert (view.status, view.reason) == ("failed", "peer.stalled")
-            listener.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_destination_that_never_answers_is_not_sent_anything(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        sending = Sending(stall_timeout_s=0.3, connect_timeout_s=0.2, answer_timeout_s=1)
+        with socket.create_server(("127.0.0.1", 0), backlog=8) as listener:
+            async with running_node(tmp_path / "a", "a", sending=sending) as a:
+                grow_world(a.volume())
+                a.runtime.add(SERVER, running=True)
+                port = listener.getsockname()[1]
+                request = msgspec.structs.replace(request_to(a), url=f"http://127.0.0.1:{port}/api/transfers")
+                await a.node.start(request, caller=None, respond_async=False)
+                view = await a.stage("settling")
+                assert (view.status, view.reason) == ("failed", "peer.no_answer")
 
     asyncio.run(scenario())
 
