@@ -15,6 +15,7 @@ class WireLimits(msgspec.Struct, frozen=True, kw_only=True):
     head_bytes: int = 32 * 1024  # a JWT and a proxy's fields take below 4 KiB
     head_timeout_s: float = 10.0  # from the connection, or the head's first byte, to its blank line
     body_timeout_s: float = 30.0  # a REST body, from its head to its last byte; uploads have a stall time instead
+    stream_stall_s: float = 120.0  # a streamed body, without a byte of it; noticed after one to two of these
     linger_s: float = 5.0  # after an answer that leaves input unread
     linger_bytes: int = 256 << 20
 

@@ -12,9 +12,10 @@ from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
 from uvicorn.server import ServerState
 
+from sidecar.wire.certificate import RenewedCertificate
 from sidecar.wire.flow import WireLimits
 from sidecar.wire.hangup import HangupWatch
-from sidecar.wire.server import SidecarProtocol, WireConfig, is_transfer_upload
+from sidecar.wire.server import SidecarProtocol, WireConfig, is_nothing, is_transfer_upload
 
 MAX_CONNECTIONS: Final = 512  # requests and WebSockets at once; from there on 503
 _POLL_S: Final = 0.01
@@ -34,6 +35,7 @@ class ApiServer:
         tls_key: Path | None = None,
         limits: WireLimits | None = None,
         is_upload: Callable[[str, str], bool] = is_transfer_upload,
+        is_streamed: Callable[[str, str], bool] = is_nothing,
         max_connections: int = MAX_CONNECTIONS,
         websockets: Literal["websockets-sansio", "none"] = "websockets-sansio",
         websocket_message_bytes: int = 32 * 1024,
@@ -45,6 +47,7 @@ class ApiServer:
         self._tls_key = tls_key
         self._limits = limits if limits is not None else WireLimits()
         self._is_upload = is_upload
+        self._is_streamed = is_streamed
         self._max_connections = max_connections
         self._websockets = websockets
         self._websocket_message_bytes = websocket_message_bytes
@@ -57,11 +60,14 @@ class ApiServer:
         loop = asyncio.get_running_loop()
         watch = HangupWatch(loop)
         try:
+            # Looked at before it is loaded: a renewal in between is noticed at the first handshake.
+            certificate = RenewedCertificate(self._tls_cert, self._tls_key) if self._tls_cert is not None else None
             config = WireConfig(
                 self._app,
                 watch=watch,
                 limits=self._limits,
                 is_upload=self._is_upload,
+                is_streamed=self._is_streamed,
                 ws=self._websockets,
                 ws_max_size=self._websocket_message_bytes,
                 ws_per_message_deflate=False,  # a compressed bomb is not worth the few bytes saved
@@ -77,8 +83,9 @@ class ApiServer:
                 ssl_keyfile=self._tls_key,
             )
             config.load()
-            if config.ssl is not None:
+            if config.ssl is not None and certificate is not None:
                 config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+                certificate.follow(config.ssl)
             self._server = await loop.create_server(
                 lambda: SidecarProtocol(config, self._state, {}),
                 self._host,

@@ -5,6 +5,7 @@ while nothing is read from it; a transfer needs all three. So this subclass fram
 
 - A head is collected until its blank line, within a bound and a time, and the parser is fed that head alone.
 - A REST body is framed here and handed to uvicorn's request cycle. What follows it waits until the answer is out.
+- A streamed body (of a request that is passed on) is such a body without a total time: only a stall ends it.
 - An upload's body is not read at all: the transport stops reading, the application decides, and `take_body` hands the
   transport to a `wire.body.Body`. After its answer the connection is drained within bounds and closed.
 
@@ -48,6 +49,11 @@ def is_transfer_upload(method: str, path: str) -> bool:
     return method == "POST" and path == "/api/transfers"
 
 
+def is_nothing(method: str, path: str) -> bool:
+    """For servers that pass nothing on."""
+    return False
+
+
 class WireConfig(uvicorn.Config):
     """uvicorn's configuration and ours. `watch` is shared by the connections of one server."""
 
@@ -58,12 +64,14 @@ class WireConfig(uvicorn.Config):
         watch: HangupWatch,
         limits: WireLimits,
         is_upload: Callable[[str, str], bool],
+        is_streamed: Callable[[str, str], bool] = is_nothing,
         **options: Any,
     ) -> None:
         super().__init__(app, http=SidecarProtocol, **options)
         self.watch = watch
         self.limits = limits
         self.is_upload = is_upload
+        self.is_streamed = is_streamed
 
 
 class Connection:
@@ -114,6 +122,8 @@ class SidecarProtocol(HttpToolsProtocol):
         self._fd = -1
         self._held = bytearray()  # received and not looked at yet
         self._framing: Framing | None = None  # of the REST body that is being received
+        self._is_streamed = False  # that body is passed on: any size, any time, only stalls end it
+        self._moved = False  # and some of it arrived since its stall timer was armed
         self._head_framing: tuple[Framing, bool] = (LengthFraming(0), False)
         self._timer: asyncio.TimerHandle | None = None
         self._closed = asyncio.Event()
@@ -266,7 +276,8 @@ class SidecarProtocol(HttpToolsProtocol):
             super().on_message_complete()
         else:
             self._framing = framing
-            self._arm(self._limits.body_timeout_s, self._on_slow_body)
+            self._is_streamed = self._wire.is_streamed(self.scope["method"], self.scope["path"])
+            self._arm_body()
         return True
 
     def _take_rest_body(self, framing: Framing) -> bool:
@@ -275,6 +286,7 @@ class SidecarProtocol(HttpToolsProtocol):
             data = bytes(self._held[start:stop])
             del self._held[:stop]
             if data:
+                self._moved = True
                 self.on_body(data)
         if not framing.done:
             return False
@@ -387,8 +399,16 @@ class SidecarProtocol(HttpToolsProtocol):
             self._ending = True
             self.transport.close()
 
+    def _arm_body(self) -> None:
+        self._moved = False
+        seconds = self._limits.stream_stall_s if self._is_streamed else self._limits.body_timeout_s
+        self._arm(seconds, self._on_slow_body)
+
     def _on_slow_body(self) -> None:
         self._timer = None
+        if self._is_streamed and (self._moved or self.flow.read_paused):  # paused: who takes it on is the slow one
+            self._arm_body()
+            return
         self._refuse(408, "The body of the request took too long.")
 
     def _arm(self, seconds: float, action: Callable[[], None]) -> None:
