@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Final, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
-if TYPE_CHECKING:
-    import docker
+from sidecar.adapters.docker_engine import DockerEngine
+from sidecar.adapters.server_containers import is_up
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _DATA_TARGET: Final = "/home/container"
-_WAIT_S: Final = 0.5  # of one wait; the SDK cannot be interrupted in it
+_KILLED: Final = 137
+_POLL_S: Final = 0.05
 
 
 class ContainerKind(msgspec.Struct, frozen=True):
@@ -87,7 +93,7 @@ class FakeContainers:
 
     async def signal(self, container: str, name: str) -> None:
         if name == "SIGKILL" or self._servers.get(container) not in self.ignores_stop:
-            self._end(container, 137 if name == "SIGKILL" else 0)
+            self._end(container, _KILLED if name == "SIGKILL" else 0)
 
     async def wait(self, container: str) -> int:
         running = self._exits.get(container)
@@ -98,7 +104,7 @@ class FakeContainers:
 
     async def remove(self, server: str) -> None:
         for container in [known for known, its in self._servers.items() if its == server]:
-            self._end(container, 137)
+            self._end(container, _KILLED)
             del self._servers[container]
 
     async def close(self) -> None:
@@ -119,102 +125,62 @@ class FakeContainers:
 class EngineContainers:
     """Containers of a Docker engine. `labels` are added to each, so that a test finds its own."""
 
-    def __init__(self, client: docker.DockerClient, *, labels: dict[str, str] | None = None, threads: int = 8) -> None:
-        self._api: Any = client.api
+    def __init__(self, host: str, *, labels: dict[str, str] | None = None, threads: int = 8) -> None:
+        self._engine = DockerEngine(host, connections=threads)
         self._labels = labels or {}
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="stand-in daemon")
 
-    async def _in_thread(self, work: Any, *args: Any, **kwargs: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
 
     async def create(self, kind: ContainerKind) -> str:
-        return str(await self._in_thread(self._create, kind))
-
-    def _create(self, kind: ContainerKind) -> str:
-        self._remove(kind.server)
-        created = self._api.create_container(
-            kind.image,
-            name=kind.server,
-            hostname=kind.server,
-            environment={"STARTUP": kind.invocation},
-            labels={"Service": kind.service, "ContainerType": "server_process", **self._labels},
-            tty=True,
-            stdin_open=True,
-            network_disabled=True,
-            host_config=self._api.create_host_config(
-                binds={str(kind.volume): {"bind": _DATA_TARGET, "mode": "rw"}}, network_mode="none"
-            ),
-        )
-        return str(created["Id"])
+        await self.remove(kind.server)
+        document = {
+            "Image": kind.image,
+            "Hostname": kind.server,
+            "Env": [f"STARTUP={kind.invocation}"],
+            "Labels": {"Service": kind.service, "ContainerType": "server_process", **self._labels},
+            "Tty": True,
+            "OpenStdin": True,
+            "HostConfig": {"Binds": [f"{kind.volume}:{_DATA_TARGET}:rw"], "NetworkMode": "none"},
+        }
+        container, _ = await self._in_thread(self._engine.create, kind.server, document)
+        return container
 
     async def start(self, container: str) -> None:
-        await self._in_thread(self._api.start, container)
+        await self._in_thread(self._engine.start, container)
 
     async def write(self, container: str, line: str) -> None:
-        await self._in_thread(self._write, container, line)
-
-    def _write(self, container: str, line: str) -> None:
-        attached = self._api.attach_socket(container, params={"stdin": 1, "stream": 1})
-        response = attached._response  # the SDK leaves it open otherwise
-        try:
-            attached._sock.sendall(line.encode() + b"\n")
-        finally:
-            attached.close()
-            response.close()
+        await self._in_thread(self._engine.write_stdin, container, line.encode() + b"\n")
 
     async def signal(self, container: str, name: str) -> None:
-        await self._in_thread(self._signal, container, name)
-
-    def _signal(self, container: str, name: str) -> None:
-        import docker
-
-        try:
-            self._api.kill(container, name)
-        except docker.errors.APIError as error:
-            if error.response is None or error.response.status_code not in (404, 409):
-                raise
+        await self._in_thread(self._engine.signal, container, name)
 
     async def wait(self, container: str) -> int:
+        """Looks again and again: a wait of the engine's own would hold a thread beyond the daemon's end."""
         while True:
-            exit_code: int | None = await self._in_thread(self._wait, container)
-            if exit_code is not None:
-                return exit_code
-
-    def _wait(self, container: str) -> int | None:
-        import docker
-        import requests
-
-        try:
-            return int(self._api.wait(container, timeout=_WAIT_S)["StatusCode"])
-        except docker.errors.NotFound:
-            return 137
-        except requests.exceptions.RequestException:
-            return None  # it still runs
+            details = await self._in_thread(self._engine.inspect, container)
+            if details is None:
+                return _KILLED
+            if not is_up(details):
+                return int(details["State"].get("ExitCode") or 0)
+            await asyncio.sleep(_POLL_S)
 
     async def running(self, server: str) -> str | None:
-        found: str | None = await self._in_thread(self._running, server)
-        return found
-
-    def _running(self, server: str) -> str | None:
-        import docker
-
-        try:
-            document = self._api.inspect_container(server)
-        except docker.errors.NotFound:
-            return None
-        return str(document["Id"]) if document["State"]["Running"] else None
+        details = await self._in_thread(self._engine.inspect, server)
+        return str(details["Id"]) if details is not None and is_up(details) else None
 
     async def remove(self, server: str) -> None:
-        await self._in_thread(self._remove, server)
-
-    def _remove(self, server: str) -> None:
-        import docker
-
-        try:
-            self._api.remove_container(server, force=True, v=True)
-        except docker.errors.NotFound:
+        details = await self._in_thread(self._engine.inspect, server)
+        if details is None or server != str(details["Name"]).lstrip("/"):
             return
+        container = str(details["Id"])
+        if is_up(details):
+            await self.signal(container, "SIGKILL")
+            await self.wait(container)
+        await self._in_thread(self._engine.remove, container)
 
     async def close(self) -> None:
-        """Join the threads; the client is the caller's. Blocks for the rest of a wait."""
+        """Join the threads, close the connections."""
         await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        self._engine.close()
