@@ -72,7 +72,9 @@ def build_app(
     through to it. Raises ValueError where its URL is none.
     """
     source = SourceRoutes(transfers=transfers, auth=auth, limits=limits, respond_async=respond_async)
-    destination = DestinationRoutes(transfers=transfers, auth=auth, limits=limits, codecs=codecs)
+    destination = DestinationRoutes(
+        transfers=transfers, auth=auth, limits=limits, codecs=codecs, beside=beside is not None
+    )
     system = SystemRoutes(auth=auth, readiness=readiness, engine_info=engine_info)
     hub = Sockets(transfers=transfers, auth=auth, settings=sockets, now=now)
     routes: list[BaseRoute] = [*source.routes(), *destination.routes(), *system.routes()]

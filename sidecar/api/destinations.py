@@ -54,13 +54,17 @@ class _Outcome(msgspec.Struct, frozen=True):
 
 
 class DestinationRoutes:
-    """Args: codecs, the compressions that this node reads, told to sources that ask."""
+    """Args: codecs, the compressions that this node reads, and beside, whether it hands servers over to a node daemon:
+    both are told to sources that ask."""
 
-    def __init__(self, *, transfers: Transfers, auth: NodeAuth, limits: ApiLimits, codecs: tuple[str, ...]) -> None:
+    def __init__(
+        self, *, transfers: Transfers, auth: NodeAuth, limits: ApiLimits, codecs: tuple[str, ...], beside: bool
+    ) -> None:
         self._transfers = transfers
         self._auth = auth
         self._limits = limits
         self._codecs = codecs
+        self._beside = beside
 
     def routes(self) -> list[Route]:
         return [
@@ -110,7 +114,9 @@ class DestinationRoutes:
 
     async def about(self, request: Request) -> Response:
         """Tells a source that it talks to a sidecar. Open to all, so it names no node and no server."""
-        return json_response({"sidecar": __version__, "protocol": [PROTOCOL_VERSION], "codecs": self._codecs})
+        return json_response(
+            {"sidecar": __version__, "protocol": [PROTOCOL_VERSION], "codecs": self._codecs, "beside": self._beside}
+        )
 
     async def settle(self, request: Request) -> Response:
         claims = self._auth.upload_claims(request.headers.getlist("authorization"), expired_for_s=SETTLE_S)

@@ -16,6 +16,7 @@ from sidecar.archive.preflight import check_space
 from sidecar.archive.staging import Identity, LayoutKind, Staging, commit, remove_staging
 from sidecar.engine.arbiter import JournalArbiter
 from sidecar.engine.contract import IncomingUpload
+from sidecar.engine.handover import forget_discarded, hand_over, mend
 from sidecar.engine.notices import NoticeLines
 from sidecar.engine.progress import duration, size
 from sidecar.engine.receipt import Receipt, Received
@@ -56,6 +57,7 @@ class Incoming(Transfer):
         self._configuration: Configuration | None = None
         self._staging: Staging | None = None
         self._receipt: Receipt | None = None
+        self._handing_over: asyncio.Future[Event] | None = None
         self._stoppable: asyncio.Future[Event] | None = None  # admission or preparation under way
         self._notices = NoticeLines(self.say, asyncio.get_running_loop())
 
@@ -68,6 +70,8 @@ class Incoming(Transfer):
             Effect.PREPARE: self.prepare,
             Effect.COMMIT: self.commit,
             Effect.TELL_SUCCESS: self.tell_success,
+            Effect.HAND_OVER: self.hand_over,
+            Effect.MEND: self.mend,
             Effect.ACTIVATE: self.activate,
             Effect.DISCARD: self.discard,
             Effect.REMOVE_STAGING: self.remove_staging,
@@ -90,6 +94,10 @@ class Incoming(Transfer):
                 return on.CommitFailed(error.code, error.message)
             case Effect.TELL_SUCCESS:
                 return on.SuccessUnanswered(call=self.state.call)
+            case Effect.HAND_OVER:
+                return on.HandOverUnanswered(call=self.state.call)
+            case Effect.MEND:
+                return on.MendFailed(error.code, error.message)
             case Effect.ACTIVATE:
                 return on.ActivationFailed(error.code, error.message)
             case Effect.DISCARD:
@@ -123,6 +131,10 @@ class Incoming(Transfer):
                 return "The archive is complete and verified."
             case Stage.ANNOUNCING:
                 return "The files are in place; telling the panel."
+            case Stage.HANDING_OVER:
+                return "The files are in place; handing the server over to the node daemon."
+            case Stage.MENDING:
+                return "The panel does not know of the hand-over: the node daemon may have to forget it first."
             case Stage.CHECKING_OWNER | Stage.WITHDRAWING:
                 return "The outcome is in doubt: the files are kept and nothing is started until it is known."
             case Stage.DISCARDING:
@@ -305,6 +317,31 @@ class Incoming(Transfer):
             return on.SuccessRefusedEarly(call=call)
         return on.SuccessRefused(call=call)
 
+    async def hand_over(self) -> Event:
+        """H1, H2: the local daemon adopts the server and tells the panel."""
+        call = self.state.call
+        await self.backoff.wait()
+        if self.state.call != call or self.services.daemon is None:
+            return on.HandOverUnsent(call=call)
+        asking = asyncio.ensure_future(hand_over(self, self.services.daemon, self._source_is_connected))
+        self._handing_over = asking
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            if asking.cancelled():  # by `discard`: an operator has decided
+                return on.HandOverUnanswered(call=call)
+            asking.cancel()
+            with suppress(asyncio.CancelledError, SidecarError):
+                await asking
+            raise
+
+    async def mend(self) -> Event:
+        """H3: a daemon that holds the server although the panel did not give it to this node."""
+        await self.backoff.wait()
+        if self.services.daemon is None:
+            raise HostFailed("daemon.unreachable", "This node is not configured to work beside a daemon any more.")
+        return await mend(self, self.services.daemon, self._source_is_connected)
+
     async def activate(self) -> Event:
         """D7: with the configuration read anew, for the allocations are ours only now."""
         server = self.facts.server
@@ -316,12 +353,21 @@ class Incoming(Transfer):
 
     async def discard(self) -> Event:
         await self.backoff.wait()
+        if self._handing_over is not None:
+            self._handing_over.cancel()
         await self._trash(f"disowned-{self.facts.transfer}")
+        if self.services.daemon is not None:
+            await forget_discarded(self, self.services.daemon)
         return on.Discarded()
 
     async def remove_staging(self) -> Event:
         await self.services.in_thread(remove_staging, self._layout, self.facts.transfer)
         return on.CleanedUp()
+
+    def hold_s(self) -> float:
+        """D9: a daemon that was asked repeats its `success` for longer than one call of ours takes."""
+        timings = self.services.timings
+        return timings.quarantine_calagopus_s if self.state.beside else timings.call_timeout_s
 
     def after(self, old: State, new: State) -> None:
         """Nothing to add."""

@@ -271,7 +271,7 @@ class Node:
             )
             transfer = Incoming(
                 self._services,
-                first(Role.DESTINATION),
+                first(Role.DESTINATION, beside=self._services.daemon is not None),
                 facts,
                 upload=upload,
                 has_departed=self._has_departed(upload.server),

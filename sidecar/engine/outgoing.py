@@ -219,7 +219,7 @@ class Outgoing(Transfer):
             raise HostFailed("transfer.interrupted", "This node was restarted in the middle of the transfer.")
         kind = await self._ask_who(self._target)
         await self.note(msgspec.structs.replace(self.facts, peer_kind=kind.value))
-        dialect = Dialect.SIDECAR if kind is PeerKind.SIDECAR else Dialect.STRANGER
+        dialect = Dialect.SIDECAR if kind.is_ours else Dialect.STRANGER
         self._producer = ArchiveProducer(
             self.services.volumes.layout(self.facts.server).volume,
             dialect=dialect,
@@ -350,7 +350,7 @@ class Outgoing(Transfer):
         timings = self.services.timings
         if not self.state.past_point or self.state.status is Status.COMPLETED:
             return timings.call_timeout_s
-        if self.facts.peer_kind == PeerKind.CALAGOPUS:
+        if PeerKind(self.facts.peer_kind).calls_for_minutes:
             return timings.quarantine_calagopus_s
         return timings.quarantine_s
 

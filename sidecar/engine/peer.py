@@ -16,8 +16,18 @@ MAX_ANSWER_BYTES = 16 * 1024
 
 class PeerKind(StrEnum):
     SIDECAR = "sidecar"
+    SIDECAR_BESIDE = "sidecar_beside"  # one of our own that hands over to a node daemon
     CALAGOPUS = "calagopus"
     UNKNOWN = "unknown"  # Pterodactyl, Pelican, or whatever else answers
+
+    @property
+    def is_ours(self) -> bool:
+        return self in (PeerKind.SIDECAR, PeerKind.SIDECAR_BESIDE)
+
+    @property
+    def calls_for_minutes(self) -> bool:
+        """Whether its `success` can land at the panel minutes after the upload was cut (S7)."""
+        return self in (PeerKind.SIDECAR_BESIDE, PeerKind.CALAGOPUS)
 
 
 def probe(target: Target, timeout_s: float, tls: SSLContext | None) -> PeerKind:
@@ -44,7 +54,7 @@ def probe(target: Target, timeout_s: float, tls: SSLContext | None) -> PeerKind:
     if not isinstance(body, dict):
         return PeerKind.UNKNOWN
     if status == 200 and _speaks(body):
-        return PeerKind.SIDECAR
+        return PeerKind.SIDECAR_BESIDE if body.get("beside") is True else PeerKind.SIDECAR
     if status == 404 and body.get("error") == "route not found":
         return PeerKind.CALAGOPUS
     return PeerKind.UNKNOWN

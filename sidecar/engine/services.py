@@ -20,7 +20,7 @@ from sidecar.engine.hub import EventHub
 from sidecar.engine.volumes import Volumes
 from sidecar.errors import PeerFailed
 from sidecar.journal.store import Journal
-from sidecar.ports import Configuration, Panel, Runtime
+from sidecar.ports import Configuration, Daemon, Panel, Runtime
 from sidecar.wire.destination import DestinationPolicy
 
 P = ParamSpec("P")
@@ -41,6 +41,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     progress_interval_s: float = 5.0
     progress_event_s: float = 1.0
     panel_stop_lookup_s: float = 3.0  # how the panel wants the server stopped; part of the panel's own 15 s
+    daemon_call_s: float = 30.0  # H3: a call of a local daemon to the panel lands within this time or never
     late_exit_s: float = 60.0  # after a failed stop: the server may still end and must then be started again
 
 
@@ -73,6 +74,7 @@ class Services:
     node: str
     runtime: Runtime
     panel: Panel | None  # None: standalone, the destination's journal is the arbiter
+    daemon: Daemon | None = None  # beside a node daemon: arrived servers are handed over to it
     journal: Journal
     volumes: Volumes
     policy: DestinationPolicy

@@ -354,6 +354,8 @@ class Transfer(ABC):
     def _needs(self) -> str | None:
         if self._broken:
             return "A bug stopped this transfer. Nothing was deleted: see the log, then restart the sidecar."
+        if self.state.stage is Stage.MENDING and self.backoff.tries > 3:
+            return "The node daemon does not answer: start it. The files of the server are safe."
         if self.state.stage in IN_DOUBT and self.backoff.tries > 3:
             return (
                 "The outcome is unknown because the arbiter does not answer; it is asked for ever. If it never comes "

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from sidecar.archive.durable import disk_errors, is_directory
-from sidecar.archive.staging import VolumeLayout, list_staging, remove_staging
+from sidecar.archive.durable import disk_errors, fsync_directory, is_directory
+from sidecar.archive.staging import Identity, VolumeLayout, list_staging, remove_staging
 from sidecar.archive.trash import TrashItem, move_to_trash, purge
 from sidecar.errors import HostFailed
 
@@ -74,6 +74,22 @@ class Volumes:
         item = move_to_trash(layout, server, label, now_s=now_s)
         purge(layout.trash_root, self._retain_s, now_s)
         return item
+
+    def set_aside(self, server: str, transfer: str, identity: Identity) -> None:
+        """Move a committed volume back to its staging place, durable. Done already is fine. Undone by `commit`.
+
+        Raises HostFailed (`disk.failed`, `volume.missing`).
+        """
+        layout = self.layout(server)
+        aside = layout.staging_root / transfer
+        with disk_errors(f"cannot move {layout.volume} aside"):
+            if identity.matches(Identity.of(aside)):
+                return
+            if not identity.matches(Identity.of(layout.volume)):
+                raise HostFailed("volume.missing", f"{layout.volume} is not the volume that was committed.")
+            os.rename(layout.volume, aside)  # noqa: PTH104 - onto nothing: the commit emptied that place
+            fsync_directory(layout.staging_root)
+            fsync_directory(layout.volume.parent)
 
     def purge(self, now_s: float) -> list[TrashItem]:
         """Remove what has been in any trash for `retain_s`. Raises HostFailed (`disk.failed`)."""

@@ -29,7 +29,7 @@ class OutgoingFacts(msgspec.Struct, frozen=True, kw_only=True, tag="outgoing"):
     observed: Observed
     stop: StopHow = StopHow()
     start_on_completion: bool = False
-    peer_kind: str = "unknown"  # sidecar, calagopus, unknown
+    peer_kind: str = "unknown"  # a value of `engine.peer.PeerKind`
     finished_at: float | None = None
 
 
@@ -47,6 +47,7 @@ class IncomingFacts(msgspec.Struct, frozen=True, kw_only=True, tag="incoming"):
     is_calagopus: bool = False
     staging: tuple[int, int] | None = None  # device and inode of the staging directory (D5)
     is_place_free: bool = False  # what was at the volume's place is in the trash (D3)
+    is_aside: bool = False  # the committed volume may be back in its staging place (H3)
     finished_at: float | None = None
 
 

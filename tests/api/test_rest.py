@@ -424,7 +424,7 @@ async def test_what_a_sidecar_tells_everyone() -> None:
         assert answer.status_code == 200
         assert answer.json()["protocol"] == [1]
         assert answer.json()["codecs"] == ["gzip", "zstd"]
-        assert set(answer.json()) == {"sidecar", "protocol", "codecs"}
+        assert set(answer.json()) == {"sidecar", "protocol", "codecs", "beside"}
 
 
 @in_loop
