@@ -13,15 +13,20 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 
 import msgspec
 
 from sidecar import log_output
+from sidecar.adapters.beside import BesideRuntime
+from sidecar.adapters.daemon_containers import DaemonContainers
+from sidecar.adapters.daemon_http import HttpDaemon
 from sidecar.adapters.docker_containers import DockerRuntime
 from sidecar.adapters.no_containers import NoRuntime
 from sidecar.adapters.panel_http import HttpPanel
-from sidecar.api.app import build_app
+from sidecar.api.app import Beside, build_app
 from sidecar.api.auth import NodeAuth
+from sidecar.api.front import is_passed_on
 from sidecar.api.health import Check, Readiness
 from sidecar.api.reading import ApiLimits
 from sidecar.api.system import EngineInfo
@@ -41,9 +46,11 @@ from sidecar.settings.values import Deletion, RuntimeKind, Settings
 from sidecar.wire.destination import DestinationPolicy
 from sidecar.wire.flow import WireLimits
 from sidecar.wire.listener import ApiServer
+from sidecar.wire.server import is_nothing
 
 log = logging.getLogger(__name__)
 
+DAEMON_CALL_S = 10.0  # it is on this machine
 BUS_FLUSH_S = 2.0  # at the end: the last events of a drained node
 
 
@@ -82,9 +89,10 @@ async def running(settings: Settings, *, timings: Timings | None = None) -> Asyn
     async with AsyncExitStack() as stack:
         workers = 4 + 4 * (settings.transfer.max_outgoing + settings.transfer.max_incoming)
         executor = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="sidecar"))
-        runtime = await _runtime(settings, stack)
+        daemon = await _daemon(settings, stack)
+        runtime = await _runtime(settings, stack, daemon)
         panel = await _panel(settings, stack)
-        services = _services(settings, executor, runtime, panel, timings or _timings(settings))
+        services = _services(settings, executor, runtime, panel, daemon, timings or _timings(settings))
         node = Node(
             services,
             max_outgoing=settings.transfer.max_outgoing,
@@ -109,7 +117,12 @@ async def running(settings: Settings, *, timings: Timings | None = None) -> Asyn
 
 
 def _services(
-    settings: Settings, executor: ThreadPoolExecutor, runtime: Runtime, panel: Panel | None, timings: Timings
+    settings: Settings,
+    executor: ThreadPoolExecutor,
+    runtime: Runtime,
+    panel: Panel | None,
+    daemon: HttpDaemon | None,
+    timings: Timings,
 ) -> Services:
     limits, transfer = settings.limits, settings.transfer
     named = {server: override.volume for server, override in settings.servers.named.items() if override.volume}
@@ -120,6 +133,7 @@ def _services(
         node=settings.node.id,
         runtime=runtime,
         panel=panel,
+        daemon=daemon,
         journal=Journal(settings.state.dir),
         volumes=Volumes(settings.servers.volumes, named, retain_s=transfer.retain_s),
         policy=DestinationPolicy(transfer.allowed_destinations),
@@ -171,15 +185,43 @@ async def _panel(settings: Settings, stack: AsyncExitStack) -> Panel | None:
     return panel
 
 
-async def _runtime(settings: Settings, stack: AsyncExitStack) -> Runtime:
+async def _daemon(settings: Settings, stack: AsyncExitStack) -> HttpDaemon | None:
+    if not settings.daemon.url:
+        return None
+    daemon = HttpDaemon(
+        settings.daemon.url,
+        token=settings.node.token.reveal(),
+        origin=settings.panel.url,
+        volume_path=_volume_path(settings),
+        call_timeout_s=DAEMON_CALL_S,
+        hand_over_s=settings.daemon.hand_over_timeout_s,
+    )
+    stack.push_async_callback(daemon.close)
+    return daemon
+
+
+def _volume_path(settings: Settings) -> Callable[[str], Path]:
+    named = {server: override.volume for server, override in settings.servers.named.items() if override.volume}
+    return lambda server: named.get(server, settings.servers.volumes / server)
+
+
+async def _runtime(settings: Settings, stack: AsyncExitStack, daemon: HttpDaemon | None) -> Runtime:
+    if daemon is not None:
+        beside = BesideRuntime(
+            daemon,
+            _daemon_containers(settings) if settings.containers.runtime is RuntimeKind.DOCKER else None,
+            stop_timeout_s=settings.containers.stop_timeout_s,
+            stop_policy=settings.containers.stop_policy,
+        )
+        stack.push_async_callback(beside.close)
+        return beside
     if settings.containers.runtime is RuntimeKind.NONE:
         return NoRuntime()
-    containers, servers, owner = settings.containers, settings.servers, settings.servers.owner
-    named = {server: override.volume for server, override in servers.named.items() if override.volume}
+    containers, owner = settings.containers, settings.servers.owner
     runtime = DockerRuntime(
         host=containers.host,
-        volume_path=lambda server: named.get(server, servers.volumes / server),
-        containers={server: override.container for server, override in servers.named.items() if override.container},
+        volume_path=_volume_path(settings),
+        containers=_container_names(settings),
         stop_timeout_s=containers.stop_timeout_s,
         stop_policy=containers.stop_policy,
         network=containers.network,
@@ -188,6 +230,19 @@ async def _runtime(settings: Settings, stack: AsyncExitStack) -> Runtime:
     )
     stack.push_async_callback(runtime.close)
     return runtime
+
+
+def _container_names(settings: Settings) -> dict[str, str]:
+    return {server: override.container for server, override in settings.servers.named.items() if override.container}
+
+
+def _daemon_containers(settings: Settings) -> DaemonContainers:
+    return DaemonContainers(
+        host=settings.containers.host,
+        volume_path=_volume_path(settings),
+        containers=_container_names(settings),
+        data_target=settings.containers.data_target,
+    )
 
 
 async def _bus(settings: Settings, node: Node, stack: AsyncExitStack) -> Check:
@@ -238,9 +293,11 @@ def _server(settings: Settings, node: Node, readiness: Readiness, engine_info: E
         codecs=("gzip",),
         respond_async=settings.transfer.respond_async,
         engine_info=engine_info,
+        beside=Beside(daemon_url=settings.daemon.url, is_front=settings.api.front) if settings.daemon.url else None,
     )
     return ApiServer(
         app,
+        is_streamed=is_passed_on if settings.api.front else is_nothing,
         host=settings.api.host,
         port=settings.api.port,
         tls_cert=settings.api.tls_cert,

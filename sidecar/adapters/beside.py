@@ -83,7 +83,8 @@ class BesideRuntime:
         return Observed(RunState.STOPPED, seen.container)
 
     async def stop(self, server: str, observed: Observed, how: StopHow) -> None:
-        """As `ports.Runtime.stop`. How to stop is the daemon's own knowledge: it has the panel's configuration.
+        """As `ports.Runtime.stop`. How to stop is the daemon's own knowledge: it has the panel's configuration; only
+        SIGKILL, of a server that is deleted, is asked for by name.
 
         If cancelled: the daemon may go on stopping; nothing is killed any more, and `start` waits for it.
         """
@@ -95,7 +96,10 @@ class BesideRuntime:
                 f"container {who} runs on the volume of server {server}, and the node daemon does not manage it",
             )
         if seen.is_running or state not in (None, DaemonState.OFFLINE):
-            await self._bring_down(server, state, seen.container)
+            if how == StopHow("signal", "SIGKILL"):
+                await self._kill(server, seen.container)
+            else:
+                await self._bring_down(server, state, seen.container)
         await self._settle(server, observed)
 
     async def _bring_down(self, server: str, state: DaemonState | None, container: str | None) -> None:
@@ -110,6 +114,9 @@ class BesideRuntime:
                 timeout_s=self._stop_timeout_s,
             )
         log.warning("server %s did not stop within %g s: killed by the daemon", server, self._stop_timeout_s)
+        await self._kill(server, container)
+
+    async def _kill(self, server: str, container: str | None) -> None:
         await self._daemon.power(server, PowerAction.KILL)
         if not await self._wait_down(server, container, _KILL_WAIT_S):
             raise HostFailed("server.stop_failed", f"server {server} still runs after the node daemon's kill")

@@ -14,7 +14,7 @@ import msgspec
 
 from sidecar.archive.staging import Identity, LayoutKind, commit
 from sidecar.engine.transfer import Transfer
-from sidecar.errors import HostFailed, Refused
+from sidecar.errors import HostFailed, PeerFailed, Refused
 from sidecar.journal.records import IncomingFacts
 from sidecar.lifecycle import events as on
 from sidecar.lifecycle.events import Event
@@ -69,9 +69,23 @@ async def _is_stuck(transfer: Transfer, daemon: Daemon, is_source_connected: IsC
         return False  # a mount point cannot be moved aside
     if transfer.state.stray:  # a `success` of the daemon may be on its way: moving an owned volume aside is no mending
         await asyncio.sleep(transfer.services.timings.daemon_call_s)
-    if await transfer.arbiter().is_ours(server) is not False:
+    if await transfer.arbiter().is_ours(server) is not False or not await _is_open_at_panel(transfer):
         return False
-    return is_source_connected() and await daemon.is_stuck(server) is not False
+    knows = await daemon.knows(server)
+    if knows is None:
+        raise HostFailed("daemon.unreachable", "The node daemon does not say whether it knows the server.")
+    # One that does not know it has tried, failed and said so: asked again it would fail again, and two families delete
+    # the volume when the panel refuses their `failure`.
+    return knows and is_source_connected() and await daemon.is_stuck(server) is not False
+
+
+async def _is_open_at_panel(transfer: Transfer) -> bool:
+    """Whether the panel still lets this node read the server's configuration, as it does while the transfer runs."""
+    try:
+        await transfer.services.configuration(transfer.facts.server)
+    except PeerFailed as error:
+        return error.code != "panel.refused"
+    return True
 
 
 async def _put_back(transfer: Transfer, identity: Identity) -> None:
