@@ -14,6 +14,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from sidecar.archive.entries import readable
@@ -98,8 +99,9 @@ class Beneath:
         except FileNotFoundError:
             if not create:
                 raise
-            os.mkdir(part, 0o700, dir_fd=parent)
-            self._created(path)
+            with suppress(FileExistsError):  # another stream of the same transfer was a moment earlier
+                os.mkdir(part, 0o700, dir_fd=parent)
+                self._created(path)
             opened = os.open(part, _OPEN, dir_fd=parent)
         except OSError as error:
             is_link = _is_link(parent, part)

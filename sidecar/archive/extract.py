@@ -29,10 +29,11 @@ from sidecar.archive.entries import Notice
 from sidecar.archive.meter import Meter
 from sidecar.archive.pipe import Pipe, PipeClosed
 from sidecar.archive.tar_read import TarReader
-from sidecar.archive.tree_writer import ExtractLimits, TreeWriter
+from sidecar.archive.tree_state import ExtractLimits, TreeState
+from sidecar.archive.tree_writer import TreeWriter
 from sidecar.errors import DataCorrupt
 
-__all__ = ["ExtractLimits", "Extracted", "Extraction"]
+__all__ = ["ExtractLimits", "Extracted", "Extraction", "TreeState", "seal"]
 
 BATCH_BYTES: Final = 512 << 10  # handed to the writer at once; a switch of threads costs as much as 20 KiB of work
 PIPE_SLOTS: Final = 4
@@ -63,17 +64,21 @@ class Extraction:
         meter: Meter,
         notice: Callable[[Notice], None],
         filename: str | None = None,
+        tree: TreeState | None = None,
     ) -> None:
         """
         Args: `owner`: uid and gid that everything gets, None: as the process creates it; `meter`: counted up as it
         goes; `notice`: called in the writer's thread; `filename`: the part's, a tie-break where the bytes say too
-        little.
+        little; `tree`: shared with the extractions of other streams, whose directories `seal` finishes at the end;
+        without it `finish` does.
 
         Raises HostFailed when `staging` cannot be opened as a directory.
         """
         with disk_errors(f"cannot open the staging directory {staging}"):
             self._top = os.open(staging, _DIRECTORY)
-        self._writer = TreeWriter(self._top, limits, owner, meter, notice)
+        self._writer = TreeWriter(self._top, limits, owner, meter, notice, tree)
+        self._seals = tree is None
+        self._free_bytes = limits.expansion_free_bytes // (tree.streams if tree is not None else 1)
         self._limits = limits
         self._meter = meter
         self._filename = filename
@@ -171,7 +176,7 @@ class Extraction:
                 self._hand_over()
 
     def _check_expansion(self) -> None:
-        most = max(self._limits.expansion_free_bytes, self._limits.max_expansion * self._wire_bytes)
+        most = max(self._free_bytes, self._limits.max_expansion * self._wire_bytes)
         if self._tar_bytes > most:
             raise DataCorrupt(
                 "archive.limit",
@@ -199,7 +204,8 @@ class Extraction:
                 for piece in batch:
                     reader.feed(piece)
             reader.finish()
-            self._writer.finish()
+            if self._seals:
+                self._writer.finish()
         except BaseException as error:  # noqa: BLE001 - handed to the other thread, whatever it is
             self._failure = self._translated(error)
             self._pipe.break_(self._failure)
@@ -220,3 +226,20 @@ class Extraction:
         failed = host_failed(error, self._writer.doing, self._top)
         failed.__cause__ = error
         return failed
+
+
+def seal(staging: Path, tree: TreeState, *, owner: tuple[int, int] | None) -> None:
+    """Owners, modes and mtimes of the directories that several extractions have made, once all of them have ended.
+
+    Raises HostFailed (`disk.*`).
+    """
+    with disk_errors(f"cannot finish the directories of {staging}"):
+        top = os.open(staging, _DIRECTORY)
+        try:
+            writer = TreeWriter(top, ExtractLimits(), owner, Meter(), lambda _: None, tree)
+            try:
+                writer.finish()
+            finally:
+                writer.close()
+        finally:
+            os.close(top)

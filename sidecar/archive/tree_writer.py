@@ -4,6 +4,7 @@ The rules for what a stranger's archive may do, beyond `beneath.py` (nothing out
 
 - A name at the top that begins with `.sidecar-` is refused: those are ours (staging and trash of a mounted volume).
 - A later member replaces an earlier one of the same name; a directory over a directory only says its mode and mtime.
+  With several streams at once nothing is later: there two members of one name are refused (`tree_state`).
 - A hard link may point only to a regular file that is already there. Symlinks are made verbatim and never looked at.
 - Devices and FIFOs are left out with a notice. GNU volume labels mean nothing. Unknown types are refused by the reader.
 - Modes keep their lower nine bits: setuid, setgid and the sticky bit are dropped.
@@ -24,20 +25,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-import msgspec
-
 from sidecar.archive.beneath import Beneath, hostile, parts_of
 from sidecar.archive.entries import Notice, NoticeKind, readable
 from sidecar.archive.meter import Meter
 from sidecar.archive.remove_tree import remove_tree
 from sidecar.archive.tar_header import Kind
 from sidecar.archive.tar_read import Member
+from sidecar.archive.tree_state import IMPLICIT, ExtractLimits, TreeState
 from sidecar.errors import DataCorrupt
 
 RESERVED_PREFIX: Final = b".sidecar-"
 IMPLICIT_MODE: Final = 0o755
 _MODE_MASK: Final = 0o777
-_IMPLICIT: Final = 0o1000  # in a packed mode: no member has announced this directory
 _HOLE_STEP_BYTES: Final = 64 << 10
 _HOLE_LEAST_BYTES: Final = 4 << 10  # shorter runs at the edge of a piece are written: a page has no smaller hole
 _SPARSE_LEAST_BYTES: Final = 2 * _HOLE_STEP_BYTES
@@ -45,18 +44,6 @@ _ZEROS: Final = bytes(_HOLE_STEP_BYTES)
 _MAX_NOTICES: Final = 1000  # a person reads no more, and a hostile archive could cause millions
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class ExtractLimits(msgspec.Struct, frozen=True):
-    """What one archive may cost this node. Reaching a limit fails the transfer with `archive.limit`."""
-
-    max_entries: int = 4_000_000  # members of any type: an inode each
-    max_directories: int = 200_000  # they alone cost memory until the end; see `tree_writer`
-    max_bytes: int = 1 << 40  # of all files, holes included
-    max_path_bytes: int = 16 << 10  # four times what Linux takes in one call
-    max_depth: int = 256  # components of a path
-    max_expansion: float = 1100.0  # tar bytes per archive byte: gzip cannot exceed 1032, only bombs in zstd or xz do
-    expansion_free_bytes: int = 1 << 30  # up to this size any expansion is fine
 
 
 class TreeWriter:
@@ -69,7 +56,9 @@ class TreeWriter:
         owner: tuple[int, int] | None,
         meter: Meter,
         notice: Callable[[Notice], None],
+        tree: TreeState | None = None,
     ) -> None:
+        """`tree`: what it shares with the writers of other streams; without it the writer is alone."""
         self._top = top
         self._limits = limits
         self._owner = None if owner == (os.geteuid(), os.getegid()) else owner
@@ -77,13 +66,11 @@ class TreeWriter:
         self._notice = notice
         self._notices = 0
         self._beneath = Beneath(top, self._implied)
-        self._directories: dict[bytes, int] = {}  # path -> packed mode and mtime, applied by `finish`
+        self._tree = tree if tree is not None else TreeState()
         self._member = Member(Kind.DIRECTORY, b"", 0, 0, 0)
         self._file = -1
         self._position = 0
         self._holes = False
-        self._entries = 0
-        self._announced_bytes = 0
         self.files = self.directories = self.symlinks = self.removed = 0
         self.content_bytes = 0
 
@@ -97,8 +84,7 @@ class TreeWriter:
     def begin(self, member: Member) -> None:
         """A member starts. Raises DataCorrupt (`archive.hostile`, `archive.limit`), OSError."""
         self._member = member
-        self._entries += 1
-        if self._entries > self._limits.max_entries:
+        if self._tree.count_entry() > self._limits.max_entries:
             raise self._too_much("max_entries", self._limits.max_entries)
         if len(member.name) > self._limits.max_path_bytes:
             raise self._too_much("max_path_bytes", self._limits.max_path_bytes)
@@ -159,11 +145,10 @@ class TreeWriter:
     def _root(self, member: Member) -> None:
         if member.kind is not Kind.DIRECTORY or member.removed:
             raise hostile("has no name", member.name, member.at)
-        self._directories[b""] = _packed(member.mode, member.mtime_ns)
+        self._tree.remember(b"", _packed(member.mode, member.mtime_ns))
 
     def _open_file(self, parts: list[bytes], member: Member) -> None:
-        self._announced_bytes += member.size
-        if self._announced_bytes > self._limits.max_bytes:
+        if self._tree.count_bytes(member.size) > self._limits.max_bytes:
             raise self._too_much("max_bytes", self._limits.max_bytes)
         parent = self._beneath.open(parts[:-1], member.at)
         try:
@@ -180,6 +165,7 @@ class TreeWriter:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
             if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
+                self._may_replace(parts)
                 os.unlink(name, dir_fd=parent)
                 os.mkdir(name, 0o700, dir_fd=parent)
         self._remember(b"/".join(parts), _packed(member.mode, member.mtime_ns))
@@ -252,6 +238,7 @@ class TreeWriter:
 
     def _clear(self, parent: int, parts: list[bytes]) -> None:
         """Remove what has this name. Cached descriptors below it would otherwise lead into a removed directory."""
+        self._may_replace(parts)
         try:
             os.unlink(parts[-1], dir_fd=parent)
         except FileNotFoundError:
@@ -260,13 +247,16 @@ class TreeWriter:
             remove_tree(parent, parts[-1])
             self._beneath.forget()
 
+    def _may_replace(self, parts: list[bytes]) -> None:
+        if self._tree.is_shared:
+            raise hostile("came twice, on streams of which neither is the later", b"/".join(parts), self._member.at)
+
     def _implied(self, path: bytes) -> None:
-        self._remember(path, _IMPLICIT | IMPLICIT_MODE)
+        self._remember(path, IMPLICIT | IMPLICIT_MODE)
         self.directories += 1
 
     def _remember(self, path: bytes, packed: int) -> None:
-        self._directories[path] = packed
-        if len(self._directories) > self._limits.max_directories:
+        if self._tree.remember(path, packed) > self._limits.max_directories:
             raise self._too_much("max_directories", self._limits.max_directories)
 
     def _write(self, piece: bytes, start: int, end: int) -> None:
@@ -315,15 +305,16 @@ class TreeWriter:
 
     def finish(self) -> None:
         """Owners, modes and mtimes of the directories, the leaves first; the top itself last. Raises OSError."""
-        root = self._directories.pop(b"", _IMPLICIT | IMPLICIT_MODE)
-        for path in sorted(self._directories, reverse=True):
+        directories = self._tree.directories
+        root = directories.pop(b"", IMPLICIT | IMPLICIT_MODE)
+        for path in sorted(directories, reverse=True):
             parts = path.split(b"/")
             self._member = Member(Kind.DIRECTORY, path, 0, 0, 0)
             # What is not there, or no directory, was replaced by a later member and needs nothing.
             with suppress(FileNotFoundError, NotADirectoryError, DataCorrupt):
                 parent = self._beneath.find(parts[:-1], 0)
                 if parent is not None:
-                    self._seal_below(parent, parts[-1], self._directories[path])
+                    self._seal_below(parent, parts[-1], directories[path])
         self._beneath.forget()
         self._seal(self._top, root)
 
@@ -338,7 +329,7 @@ class TreeWriter:
         if self._owner is not None:
             os.fchown(directory, *self._owner)
         os.fchmod(directory, packed & _MODE_MASK)
-        if not packed & _IMPLICIT:
+        if not packed & IMPLICIT:
             mtime_ns = packed >> 12
             os.utime(directory, ns=(mtime_ns, mtime_ns))
 
