@@ -149,10 +149,11 @@ async def running_pair(
     checks_caller: bool = True,
     big_bytes: int = 100_000,
     nodes: tuple[str, ...] = NAMES,
+    panel_call_s: float = 2.0,
     **node_options: Any,
 ) -> AsyncIterator[Pair]:
     """Panel and nodes on loopback; the server is running on a. `nodes`: those that are real, see `strangers`."""
-    panel = StandInPanel(family=family, checks_caller=checks_caller, call_timeout_s=2.0)
+    panel = StandInPanel(family=family, checks_caller=checks_caller, call_timeout_s=panel_call_s)
     async with AsyncExitStack() as stack, PanelServer(panel) as server:
         pair = Pair(home, server, stack, node_options)
         try:

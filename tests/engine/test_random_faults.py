@@ -156,8 +156,9 @@ async def walk(seed: int, home: Path) -> str | None:
     timings = msgspec.structs.replace(PAIR, young_s=0.4, quarantine_s=0.6, quarantine_calagopus_s=0.6)
     options = {"family": random.choice(list(Family)), "checks_caller": random.random() < 0.7}
     big = random.choice((1_000, 100_000, 5_000_000))
+    call_s = 0.7  # less than the second that the stand-in's server gives to calls under way when it stops
     async with (
-        running_pair(home, timings=timings, sending=SENDING, big_bytes=big, **options) as pair,  # type: ignore[arg-type]
+        running_pair(home, timings=timings, sending=SENDING, big_bytes=big, panel_call_s=call_s, **options) as pair,  # type: ignore[arg-type]
         relay() as to_a,
         relay() as to_b,
     ):
