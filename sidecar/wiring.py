@@ -39,6 +39,7 @@ from sidecar.bus.subjects import Subjects
 from sidecar.engine.node import Node
 from sidecar.engine.services import Receiving, Sending, Services, Timings
 from sidecar.engine.volumes import Volumes
+from sidecar.journal.lock import exclusive
 from sidecar.journal.store import Journal
 from sidecar.ports import Panel, Runtime
 from sidecar.settings.checks import remarks
@@ -85,8 +86,12 @@ async def serve(settings: Settings) -> None:
 
 @asynccontextmanager
 async def running(settings: Settings, *, timings: Timings | None = None) -> AsyncIterator[Running]:
-    """A node that serves until the block is left. `timings`: for tests that cannot wait as long as the rules do."""
+    """A node that serves until the block is left. `timings`: for tests that cannot wait as long as the rules do.
+
+    Raises HostFailed (`journal.failed`) where another process works with the same state directory.
+    """
     async with AsyncExitStack() as stack:
+        stack.enter_context(exclusive(settings.state.dir))  # before anything is recovered
         workers = 4 + 4 * (settings.transfer.max_outgoing + settings.transfer.max_incoming)
         executor = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="sidecar"))
         daemon = await _daemon(settings, stack)

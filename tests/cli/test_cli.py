@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from sidecar import __version__
 from sidecar.cli.main import app
+from sidecar.journal.lock import exclusive
 
 UUID = "12345678-1234-4234-8234-123456789012"
 SECRET = "s3cretTokenThatNobodySees"
@@ -163,6 +164,24 @@ def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
     assert said.startswith("transfer-sidecar: the node cannot serve: ")
     assert str(port) in said
     assert "Traceback" not in done.stderr
+
+
+def test_a_second_node_on_one_state_directory_is_one_line(tmp_path: Path) -> None:
+    """It would take the transfers under way for those of a crash, and fail them."""
+    environ = ENVIRONMENT | {
+        "SIDECAR_API_PORT": "0",
+        "SIDECAR_CONTAINERS_RUNTIME": "none",
+        "SIDECAR_SERVERS_VOLUMES": str(tmp_path / "volumes"),
+        "SIDECAR_STATE_DIR": str(tmp_path / "state"),
+    }
+    with exclusive(tmp_path / "state"):
+        done = spawn("serve", environ=environ)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "transfer-sidecar: the node cannot serve: Another sidecar works with the state directory "
+        f"{tmp_path / 'state'}; each node needs its own."
+    )
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["lock"]
 
 
 def test_an_unknown_option_is_wrong_usage() -> None:
