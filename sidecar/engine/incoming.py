@@ -15,12 +15,14 @@ import msgspec
 from sidecar.archive.preflight import check_space
 from sidecar.archive.staging import Identity, LayoutKind, Staging, commit, remove_staging
 from sidecar.engine.arbiter import JournalArbiter
+from sidecar.engine.attachments import Cabinet
 from sidecar.engine.contract import IncomingUpload
 from sidecar.engine.handover import forget_discarded, hand_over, mend
 from sidecar.engine.notices import NoticeLines
 from sidecar.engine.progress import duration, size
-from sidecar.engine.receipt import Receipt, Received
+from sidecar.engine.receipt import Received
 from sidecar.engine.services import Backoff, Services, is_temporary
+from sidecar.engine.streams import Streams
 from sidecar.engine.transfer import Perform, Transfer
 from sidecar.engine.volumes import has_volume, space_directory
 from sidecar.errors import HostFailed, PeerFailed, Refused, SidecarError
@@ -32,6 +34,7 @@ from sidecar.lifecycle.stages import Stage
 from sidecar.lifecycle.state import State
 from sidecar.lifecycle.statuses import Status
 from sidecar.ports import Arbiter, Configuration, Verdict
+from sidecar.views import Progress, TransferView
 
 
 class Incoming(Transfer):
@@ -56,10 +59,13 @@ class Incoming(Transfer):
         self._layout = services.volumes.layout(facts.server)
         self._configuration: Configuration | None = None
         self._staging: Staging | None = None
-        self._receipt: Receipt | None = None
         self._handing_over: asyncio.Future[Event] | None = None
         self._stoppable: asyncio.Future[Event] | None = None  # admission or preparation under way
         self._notices = NoticeLines(self.say, asyncio.get_running_loop())
+        self._streams: Streams | None = None
+        if upload is not None:
+            self._streams = Streams(services, upload, self.meter, self._notices.from_thread)
+        self._cabinet = Cabinet(services.receiving.places, facts.transfer, owner=services.receiving.owner)
 
     @property
     def performers(self) -> dict[Effect, Perform]:
@@ -118,7 +124,7 @@ class Incoming(Transfer):
     @property
     def is_calagopus(self) -> bool:
         """It takes any complete answer for success: fail it by closing without one."""
-        return self.facts.is_calagopus or (self._receipt is not None and self._receipt.is_calagopus)
+        return self.facts.is_calagopus or (self._streams is not None and self._streams.is_calagopus)
 
     def arbiter(self) -> Arbiter:
         return self.services.panel if self.services.panel is not None else JournalArbiter()
@@ -214,49 +220,49 @@ class Incoming(Transfer):
 
     async def receive(self) -> Event:
         """The body, extracted into staging while it arrives; durable when this returns."""
-        upload, staging = self._upload, self._staging
-        if upload is None or staging is None:
+        streams, staging = self._streams, self._staging
+        if streams is None or staging is None:
             raise HostFailed("transfer.interrupted", "This node was restarted in the middle of the transfer.")
-        receiving = self.services.receiving
-        self._receipt = receipt = Receipt(
-            upload.connection.take_body(stall_timeout_s=receiving.stall_timeout_s),
-            upload.boundary,
-            staging.path,
-            limits=self.services.extract_limits,
-            owner=receiving.owner,
-            meter=self.meter,
-            notice=self._notices.from_thread,
-            max_parts=receiving.max_parts,
-            max_part_header_bytes=receiving.max_part_header_bytes,
+        attachments = self._cabinet.attachments(
+            server=self.facts.server,
+            most_bytes=self.services.extract_limits.max_bytes,
+            say=self._notices.say_from_thread,
         )
         began = asyncio.get_running_loop().time()
         async with self.progress_lines("Receiving"):
-            received = await self._in_stoppable_thread(receipt, staging)
+            received = await streams.receive(staging, attachments)
+        await self.note(msgspec.structs.replace(self.facts, files=received.files))
         self._notices.summary()
         self._report(received, asyncio.get_running_loop().time() - began)
         return on.BodyVerified()
 
-    async def _in_stoppable_thread(self, receipt: Receipt, staging: Staging) -> Received:
-        def work() -> Received:
-            received = receipt.run()
-            staging.sync()
-            return received
+    @property
+    def takes_streams(self) -> bool:
+        """Whether its source deals the files out over several requests, of which more may still come."""
+        is_early = self.state.stage in (Stage.ADMITTING, Stage.RECEIVING)
+        return is_early and self._streams is not None and self._streams.is_open
 
-        working = asyncio.ensure_future(self.services.in_thread(work))
-        try:
-            return await asyncio.shield(working)
-        except asyncio.CancelledError:
-            receipt.give_up()
-            with suppress(Exception):
-                await asyncio.shield(working)
-            raise
+    def join(self, upload: IncomingUpload) -> None:
+        """One of those requests. Raises Refused (`upload.multiplex`)."""
+        if self._streams is None:
+            raise Refused("upload.multiplex", "The stream came when its transfer was over.")
+        self._streams.join(upload)
+
+    def progress(self) -> Progress:
+        if self._streams is not None:
+            self._streams.count()
+        return super().progress()
+
+    def view(self) -> TransferView:
+        backups = tuple(file.backup for file in self.facts.files if file.backup is not None)
+        return msgspec.structs.replace(super().view(), backups=backups)
 
     async def stop_receipt(self) -> Event:
         """End what runs before the commit, whichever it is; the connection stays, so that the source gets an answer."""
         if self._stoppable is not None:
             self._stoppable.cancel()
-        if self._receipt is not None:
-            self._receipt.give_up()
+        if self._streams is not None:
+            self._streams.give_up()
         names = (Effect.ADMIT, Effect.RECEIVE, Effect.PREPARE)
         working = [task for task in self._running if task.get_name().startswith(names)]
         if working:
@@ -268,10 +274,19 @@ class Incoming(Transfer):
         return await self._until_stopped(self._prepare())
 
     async def _prepare(self) -> Event:
-        await self.services.runtime.prepare(self.facts.server, self._configuration)
-        if not self._source_is_connected():
-            raise PeerFailed("upload.truncated", "The source hung up before its answer.")
-        return on.Prepared()
+        assert self._upload is not None  # there is no preparing after a restart
+        preparing = asyncio.ensure_future(self.services.runtime.prepare(self.facts.server, self._configuration))
+        hanging_up = asyncio.ensure_future(self._upload.connection.wait_closed())
+        try:
+            await asyncio.wait({preparing, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
+            if not preparing.done() or not self._source_is_connected():
+                raise PeerFailed("upload.truncated", "The source hung up before its answer.")
+            preparing.result()
+            return on.Prepared()
+        finally:
+            for task in (preparing, hanging_up):
+                task.cancel()
+            await asyncio.gather(preparing, hanging_up, return_exceptions=True)
 
     # -- from the commit on --------------------------------------------------------------------------------------------
     async def commit(self) -> Event:
@@ -287,7 +302,17 @@ class Incoming(Transfer):
             if self._layout.kind is LayoutKind.DIRECTORY:  # somebody made a directory there: it goes the same way
                 await self.note(msgspec.structs.replace(self.facts, is_place_free=False))
             raise
+        await self._file()
         return on.Committed()
+
+    async def _file(self) -> None:
+        """Backups and install log to their places; what is already there is somebody else's and stays."""
+        files = self.facts.files
+        placed = await self.services.in_thread(self._cabinet.place, files)
+        if len(placed) < len(files):
+            names = ", ".join(file.name for file in files if file not in placed)
+            self.say(f"Left out, for this node has other files of those names: {names}.")
+            await self.note(msgspec.structs.replace(self.facts, files=tuple(placed)))
 
     def _commit(self) -> None:
         """In a thread."""
@@ -308,7 +333,7 @@ class Incoming(Transfer):
         if not self._source_is_connected():
             return on.SourceGone(call=call)
         sent_at = asyncio.get_running_loop().time()
-        verdict = await self.arbiter().report_success(self.facts.server)
+        verdict = await self.arbiter().report_success(self.facts.server, self.view().backups)
         if verdict is Verdict.ACCEPTED:
             return on.SuccessAccepted(call=call)
         if verdict is Verdict.UNANSWERED:
@@ -345,6 +370,8 @@ class Incoming(Transfer):
     async def activate(self) -> Event:
         """D7: with the configuration read anew, for the allocations are ours only now."""
         server = self.facts.server
+        if self.facts.files:
+            await self.services.in_thread(self._cabinet.finish, self.facts.files)
         configuration = await self._read_configuration()
         await self.services.runtime.activate(server, configuration, start=self.facts.start_on_completion)
         if self.facts.start_on_completion:
@@ -355,13 +382,17 @@ class Incoming(Transfer):
         await self.backoff.wait()
         if self._handing_over is not None:
             self._handing_over.cancel()
-        await self._trash(f"disowned-{self.facts.transfer}")
+        label = f"disowned-{self.facts.transfer}"
+        await self._trash(label)
+        files, server, now = self.facts.files, self.facts.server, self.services.now()
+        await self.services.in_thread(self._cabinet.discard, files, server, label, now)
         if self.services.daemon is not None:
             await forget_discarded(self, self.services.daemon)
         return on.Discarded()
 
     async def remove_staging(self) -> Event:
         await self.services.in_thread(remove_staging, self._layout, self.facts.transfer)
+        await self.services.in_thread(self._cabinet.remove_staging)
         return on.CleanedUp()
 
     def hold_s(self) -> float:
@@ -374,15 +405,16 @@ class Incoming(Transfer):
 
     def close(self) -> None:
         """Shutdown: let go of the network, so that threads end. Decides nothing."""
-        if self._receipt is not None:
-            self._receipt.give_up()
-        if self._upload is not None:
-            self._upload.connection.abort()
+        if self._streams is not None:
+            self._streams.close()
 
     def _report(self, received: Received, seconds: float) -> None:
         done = received.extracted
         rate = size(done.content_bytes / seconds) if seconds > 0 else "-"
         self.say(
             f"Received {size(done.content_bytes)} in {done.files} files as {size(done.wire_bytes)} in "
-            f"{duration(seconds)} ({rate}/s), SHA-256 {done.sha256_hex[:16]}... verified."
+            f"{duration(seconds)} ({rate}/s), SHA-256 {done.sha256_hex[:16]}... verified"
+            + (f", and {received.streams - 1} more streams." if received.streams > 1 else ".")
         )
+        if backups := self.view().backups:
+            self.say(f"Received {len(backups)} backups.")

@@ -19,6 +19,7 @@ from sidecar.engine.contract import Caller, IncomingUpload, ServerView, SourceCu
 from sidecar.engine.incoming import Incoming
 from sidecar.engine.outgoing import Outgoing
 from sidecar.engine.services import Services
+from sidecar.engine.streams import Arrivals
 from sidecar.engine.transfer import Transfer, not_transferring
 from sidecar.errors import HostFailed, Refused, SidecarError
 from sidecar.journal.records import IncomingFacts, OutgoingFacts
@@ -50,6 +51,7 @@ class Node:
         self._newest: dict[str, Transfer] = {}  # by server
         self._reserved: set[str] = set()  # servers for which a transfer is about to begin
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._arrivals = Arrivals()
         self._group: asyncio.TaskGroup | None = None
         self._draining = False
 
@@ -98,8 +100,12 @@ class Node:
         return Incoming(self._services, state, record.facts, seq=record.seq, event_seq=record.event_seq)
 
     def _sweep(self) -> None:
-        """In a thread: staging directories that no transfer will ask for again; trash that is old enough."""
+        """In a thread: staging directories that no transfer will ask for again; trash that is old enough.
+
+        What belongs to a journal that could not be read (a newer version's) is none of this program's business.
+        """
         wanted = {t.facts.transfer for t in self._transfers.values() if t.state.holds_slot}
+        wanted |= self._services.journal.known() - set(self._transfers)
         for leftover in self._services.volumes.leftovers():
             if leftover.transfer not in wanted:
                 log.info("removing the staging directory of transfer %s", leftover.transfer)
@@ -203,11 +209,14 @@ class Node:
     async def start(self, request: StartTransfer, *, caller: Caller | None, respond_async: bool) -> TransferView:
         if not await self._services.in_thread(self._services.volumes.has, request.server):
             raise Refused("server.unknown", "The requested resource does not exist on this instance.")
-        if self._has_departed(request.server):
+        if self._has_departed(request.server) and not await self._came_back(request.server):
             raise Refused("server.departed", "The server has left this node; only its old files are here.")
         with self._slot(request.server, Role.SOURCE):
             target = await self._services.in_thread(self._services.policy.resolve, request.url)
             observed = await self._services.runtime.observe(request.server)
+            if observed.state is RunState.RUNNING and observed.container is None:
+                message = "Something else runs on the server's files: an installation or a restore."
+                raise Refused("server.busy", message)
             facts = OutgoingFacts(
                 transfer=str(uuid.uuid4()),
                 server=request.server,
@@ -230,8 +239,15 @@ class Node:
             raise transfer.error()
         return transfer.view()
 
+    async def _came_back(self, server: str) -> bool:
+        """Whether the panel lists a server here that this node saw leaving: it returned by another way."""
+        panel = self._services.panel
+        return panel is not None and await panel.is_ours(server) is True
+
     # -- destination ---------------------------------------------------------------------------------------------------
     async def receive(self, upload: IncomingUpload) -> TransferView:
+        if upload.multiplex_stream is not None:
+            return await self._arrivals.receive(upload, self._services.timings.join_s)
         transfer: Incoming | None = None
         try:
             transfer = await self._begin_receipt(upload)
@@ -249,9 +265,8 @@ class Node:
             raise
 
     async def _begin_receipt(self, upload: IncomingUpload) -> Incoming:
-        if upload.multiplex_streams or upload.multiplex_stream is not None:
-            # Each request carries only a share of the files: taken for a whole upload it would lose the others.
-            raise Refused("upload.multiplex", "This node takes an archive in one request, not in several streams.")
+        if upload.multiplex_streams > (most := self._services.receiving.max_multiplex_streams):
+            raise Refused("upload.multiplex", f"This node takes an upload in at most {most} further streams.")
         transfer_id = upload.transfer or str(uuid.uuid4())
         with self._slot(upload.server, Role.DESTINATION):
             if transfer_id in self._transfers:
@@ -279,6 +294,7 @@ class Node:
             await transfer.begin()
             self._remember(transfer)
         self._run(transfer, Effect.ADMIT)
+        await self._arrivals.announce(transfer)
         return transfer
 
     async def settle(self, server: str, transfer: str) -> Literal["completed", "failed"]:
@@ -339,9 +355,11 @@ class Node:
             if transfer.state.role is Role.DESTINATION:
                 # Before the commit there is nothing of ours to delete; after it the transfer itself finds out whose
                 # the server is, and moves the volume to trash if it is not ours (D8).
-                with suppress(Refused):
-                    await transfer.ask(on.CancelRequested())
-                return
+                if transfer.state.stage is not Stage.ACTIVATING:
+                    with suppress(Refused):
+                        await transfer.ask(on.CancelRequested())
+                    return
+                await transfer.wait_until(lambda state: state.is_final)  # it is ours: an ordinary deletion
             if transfer.state.stage in (Stage.STOPPING, Stage.SENDING, Stage.CUTTING):
                 with suppress(Refused):
                     await transfer.ask(on.CancelRequested(restart=False))

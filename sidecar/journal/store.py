@@ -88,6 +88,13 @@ class Journal:
             raise _failed(self._directory, error) from error
         return sorted(found, key=lambda recovered: recovered.record.facts.accepted_at)
 
+    def known(self) -> set[str]:
+        """The transfers that have a file, readable or not. Raises HostFailed (`journal.failed`)."""
+        try:
+            return {path.stem for path in self._directory.iterdir() if _NAME.match(path.name)}
+        except OSError as error:
+            raise _failed(self._directory, error) from error
+
     def forget(self, transfer: str) -> None:
         """Remove a transfer's file. Missing is fine."""
         self.release(transfer)

@@ -1,0 +1,100 @@
+"""What the roster does at its edges: other programs on the files, other versions' journals, hang-ups, deletions."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import Refused
+from sidecar.ports import Configuration, Observed, RunState
+from tests.engine.rig import SERVER, api, grow_world, request_to, running_node, tree_of
+from tests.engine.runtime import FakeRuntime
+
+
+class Busy(FakeRuntime):
+    """An installation runs on the volume: something runs, and it is not the server's container."""
+
+    async def observe(self, server: str) -> Observed:
+        return Observed(RunState.RUNNING, None)
+
+
+def test_a_server_that_is_installed_or_restored_is_not_transferred(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_node(tmp_path / "a", "a", runtime=Busy()) as a, running_node(tmp_path / "b", "b") as b:
+            grow_world(a.volume())
+            with pytest.raises(Refused) as caught:
+                await a.node.start(request_to(b), caller=None, respond_async=False)
+            assert (caught.value.code, caught.value.status) == ("server.busy", 409)
+            assert a.node.views() == []
+
+    asyncio.run(scenario())
+
+
+def test_what_a_newer_version_has_staged_is_left_alone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        transfer = "99999999-1111-4222-8333-444444444444"
+        staged = tmp_path / "b" / "volumes" / ".sidecar-staging" / transfer
+        staged.mkdir(parents=True, mode=0o700)
+        (staged / "world").write_text("x")
+        other = staged.with_name("88888888-1111-4222-8333-444444444444")
+        other.mkdir()
+        journal = tmp_path / "b" / "state" / "transfers"
+        journal.mkdir(parents=True)
+        body = b'{"version":99}'
+        (journal / f"{transfer}.journal").write_bytes(b"%08x %s\n" % (zlib.crc32(body), body))
+        async with running_node(tmp_path / "b", "b"):
+            assert (staged / "world").read_text() == "x"
+            assert not other.exists()  # nobody's
+
+    asyncio.run(scenario())
+
+
+def test_a_source_that_hangs_up_while_an_image_is_pulled_ends_the_transfer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_node(tmp_path / "b", "b") as b:
+            pulling = asyncio.Event()
+
+            async def prepare(server: str, configuration: Configuration | None) -> None:
+                pulling.set()
+                await asyncio.get_running_loop().create_future()  # for ever
+
+            b.runtime.prepare = prepare  # type: ignore[method-assign]
+            async with running_node(tmp_path / "a", "a") as a:
+                grow_world(a.volume())
+                await a.node.start(request_to(b), caller=None, respond_async=False)
+                await asyncio.wait_for(pulling.wait(), 10)
+            came = await b.settled()
+            assert came.reason in ("upload.truncated", "transfer.cancelled")
+            assert not b.volume().exists() and b.staging() == []
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_is_deleted_while_its_container_is_made_goes_to_trash(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_node(tmp_path / "a", "a") as a, running_node(tmp_path / "b", "b") as b:
+            grow_world(a.volume())
+            before = tree_of(a.volume())
+            making, made = asyncio.Event(), asyncio.Event()
+            held = b.runtime.activate
+
+            async def activate(server: str, configuration: Configuration | None, *, start: bool) -> None:
+                making.set()
+                await made.wait()
+                await held(server, configuration, start=start)
+
+            b.runtime.activate = activate  # type: ignore[method-assign]
+            await a.node.start(request_to(b, start=True), caller=None, respond_async=False)
+            await asyncio.wait_for(making.wait(), 10)
+            deleting = asyncio.create_task(api(b, "DELETE", f"/api/servers/{SERVER}"))
+            await asyncio.sleep(0)
+            made.set()
+            assert (await deleting).status_code == 204
+            assert not b.volume().exists() and SERVER not in b.runtime.running
+            (item,) = b.trash()
+            assert tree_of(item) == before
+
+    asyncio.run(scenario())
