@@ -229,6 +229,8 @@ class Outgoing(Transfer):
             notice=self._notices.from_thread,
             spool_dir=self.services.spool,
         )
+        if dialect is Dialect.STRANGER:
+            await self._let_the_panel_commit()
         if self._given_up:
             return on.UploadCut()
         began = asyncio.get_running_loop().time()
@@ -252,6 +254,15 @@ class Outgoing(Transfer):
                 if error.code == "peer.protocol":
                     return PeerKind.UNKNOWN
                 raise
+
+    async def _let_the_panel_commit(self) -> None:
+        """A stranger asks the panel for the server as soon as an upload begins, and a no ends it.
+
+        The panel knows of the transfer only after our 202 (S4); our own nodes ask again (D2).
+        """
+        if self.services.panel is not None:
+            committed_at = self._answered_at + self.services.timings.panel_commit_s
+            await asyncio.sleep(max(0.0, committed_at - asyncio.get_running_loop().time()))
 
     def _send(self, producer: ArchiveProducer) -> None:
         """In a thread."""

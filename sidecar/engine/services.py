@@ -34,6 +34,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     quarantine_s: float = 60.0  # S7: our own, Pterodactyl's and Pelican's destinations give up within 30 s
     quarantine_calagopus_s: float = 600.0  # S7: it retries its panel call for minutes
     call_timeout_s: float = 15.0  # D9: a call that was given up lands within this time or never
+    panel_commit_s: float = 1.0  # S4: from our 202 until the panel has written down what strangers ask it about
     admission_s: float = 10.0  # D2: 403 and 404 are tried again: the panel's transaction may still be open
     retry_first_s: float = 0.5
     retry_cap_s: float = 30.0

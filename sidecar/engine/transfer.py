@@ -67,7 +67,7 @@ class Transfer(ABC):
         self._changed = asyncio.Condition()
         self._running: set[asyncio.Task[None]] = set()
         self._broken = False
-        self._young_until = self._accepted_monotonic + services.timings.young_s
+        self._answered_at = self._accepted_monotonic
 
     # -- what each end adds --------------------------------------------------------------------------------------------
     @property
@@ -393,9 +393,10 @@ class Transfer(ABC):
 
     async def _was_early(self, sent_at: float) -> bool:
         """S4, D4b: a refusal of a call sent within the first 30 s decides nothing; the next waits until they end."""
-        if sent_at >= self._young_until:
+        young_until = self._answered_at + self.services.timings.young_s
+        if sent_at >= young_until:
             return False
-        await asyncio.sleep(max(0.0, self._young_until - asyncio.get_running_loop().time()))
+        await asyncio.sleep(max(0.0, young_until - asyncio.get_running_loop().time()))
         self.backoff.reset()
         return True
 
@@ -419,7 +420,7 @@ class Transfer(ABC):
 
     def answered_now(self) -> None:
         """The panel gets its 202 now: S4's 30 s begin."""
-        self._young_until = asyncio.get_running_loop().time() + self.services.timings.young_s
+        self._answered_at = asyncio.get_running_loop().time()
 
 
 def not_transferring() -> Refused:

@@ -28,6 +28,7 @@ PAIR = Timings(
     quarantine_s=0.15,
     quarantine_calagopus_s=0.3,
     call_timeout_s=0.25,
+    panel_commit_s=0.0,
     admission_s=0.6,
     retry_first_s=0.02,
     retry_cap_s=0.05,

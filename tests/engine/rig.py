@@ -37,6 +37,7 @@ FAST = Timings(
     quarantine_s=0.05,
     quarantine_calagopus_s=0.1,
     call_timeout_s=0.5,
+    panel_commit_s=0.0,
     admission_s=0.3,
     retry_first_s=0.02,
     retry_cap_s=0.1,

@@ -399,6 +399,28 @@ def test_s4_a_409_within_the_panels_transaction_decides_nothing(tmp_path: Path) 
     asyncio.run(scenario())
 
 
+def test_s4_a_stranger_hears_of_the_transfer_when_the_panel_has_it(tmp_path: Path) -> None:
+    """S4: panels know of the transfer only after our 202. A daemon asks its panel once, as an upload begins, and fails
+    on a no: `403 Requesting node does not have permission` where the source was faster than the panel."""
+
+    async def scenario() -> None:
+        seen: list[float] = []
+
+        async def behave(upload: Received) -> None:
+            seen.append(asyncio.get_running_loop().time())
+            await upload.read_all()
+            await upload.answer("500 no")
+
+        timings = msgspec.structs.replace(PAIR, panel_commit_s=0.4)
+        async with to_a_stranger(tmp_path, behave, timings=timings) as (pair, _):
+            await pair.move()
+            answered = asyncio.get_running_loop().time()
+            await pair.a.settled()
+            assert seen[0] - answered > 0.2
+
+    asyncio.run(scenario())
+
+
 def test_s5_a_delete_before_the_point_cancels_first(tmp_path: Path) -> None:
     """S5: a DELETE before the point is an operator's deletion: it cancels the transfer first."""
 
