@@ -91,7 +91,10 @@ class DestinationRoutes:
         except SidecarError as error:
             _log.warning("upload failed: %s: %s", error.code, printable(error.message), extra=tags)
             return NoAnswer(connection) if is_calagopus else problem(error, tags["request_id"])
-        except SourceCut:
+        except SourceCut as cut:
+            reason = cut.__cause__
+            if isinstance(reason, SidecarError):
+                _log.warning("upload failed: %s: %s", reason.code, printable(reason.message), extra=tags)
             return NoAnswer(connection)
         except Exception:  # noqa: BLE001 - which answer is safe depends on the source, not on the bug
             _log.exception("a bug stopped an upload", extra=tags)

@@ -161,6 +161,18 @@ async def test_nothing_is_sent_after_a_cut() -> None:
         assert await upload(n) == b""
 
 
+@in_loop
+async def test_why_nothing_is_sent_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Symptom: a stranger's transfer fails, and the log says nothing but `no answer`."""
+    transfers = FakeTransfers()
+    transfers.failures["receive"] = cut = SourceCut()
+    cut.__cause__ = HostFailed("disk.full", "12 bytes free\x1b")
+    async with node(transfers) as n:
+        assert await upload(n) == b""
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line == "upload failed: disk.full: 12 bytes free\\x1b"
+
+
 @pytest.mark.parametrize("stream", ["Multiplex-Stream-Count: 2", "Multiplex-Stream: 0"])
 @pytest.mark.parametrize(
     "options",
