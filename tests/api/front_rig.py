@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -32,7 +33,7 @@ class Exchange:
         self.writer = writer
 
     def field(self, name: str) -> str | None:
-        return next((value for key, value in self.fields if key == name), None)
+        return next((value for key, value in self.fields if key.lower() == name), None)
 
     async def say(self, *pieces: bytes) -> None:
         for piece in pieces:
@@ -58,7 +59,7 @@ class Exchange:
 
 
 @asynccontextmanager
-async def raw_daemon(handler: Handler) -> AsyncIterator[str]:
+async def raw_daemon(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Its URL. Every connection gets one `handler`, and is closed when that returns."""
     tasks = set()
 
@@ -75,9 +76,9 @@ async def raw_daemon(handler: Handler) -> AsyncIterator[str]:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         for task in list(tasks):

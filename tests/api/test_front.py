@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import ssl
+from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from sidecar.api.front import is_own
 from sidecar.api.front_line import FrontLimits
@@ -16,6 +20,7 @@ from tests.api.fake_transfers import SERVER, FakeTransfers
 from tests.api.front_rig import Exchange, closed_port, fronted, raw_daemon
 from tests.api.node import in_loop
 from tests.api.tokens import NODE_TOKEN
+from tests.wire.test_certificate import Pair
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 KEY = f"|Authorization: Bearer {NODE_TOKEN}"
@@ -139,6 +144,28 @@ async def test_every_form_of_an_answer(method: str, said: bytes, body: bytes) ->
     assert got == body
     if method == "HEAD":
         assert b"content-length: 12345" in head
+
+
+@in_loop
+async def test_a_daemon_on_loopback_with_a_certificate_for_another_name(tmp_path: Path) -> None:
+    pair = Pair()
+    (tmp_path / "both.pem").write_bytes(pair.cert + pair.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+
+    async def daemon(exchange: Exchange) -> None:
+        if exchange.field("upgrade"):
+            await exchange.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+            return
+        await exchange.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(PIECE) * 8), PIECE * 8)
+
+    async with raw_daemon(daemon, context) as url, fronted(url) as node:
+        assert (await node.asked("GET /x HTTP/1.1|Host: n")).endswith(PIECE * 8)
+        socket = connect(f"ws://127.0.0.1:{node.port}/api/servers/{SERVER}/ws", proxy=None)
+        with pytest.raises(InvalidStatus) as refused:
+            async with socket:
+                pass
+        assert refused.value.response.status_code == 403
 
 
 @pytest.mark.parametrize(
