@@ -20,6 +20,7 @@ ANSWER_HEAD_BYTES: Final = 64 << 10  # and no further read, unless the final hea
 EXCERPT_BYTES: Final = 2 << 10
 _KEPT_HEADERS: Final = frozenset({"server", "via", "location", "content-type", "x-request-id", "cf-ray", "retry-after"})
 _HEADER_CHARS: Final = 256
+_SAID_CHARS: Final = 300  # of a body in a message: one long path, and what was wrong with it
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PROXY_STATUSES: Final = frozenset({413, 502, 504, *range(520, 527)})
 
@@ -115,10 +116,22 @@ def _code_of(body: bytes) -> str | None:
     return code if isinstance(code, str) and re.fullmatch(r"[a-z_]{1,32}\.[a-z_]{1,32}", code) else None
 
 
+def _said(answer: Answer) -> str:
+    """What the body says to a person: the sentences of a JSON error, with our own code, or else its beginning."""
+    try:
+        content = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        content = None
+    sentences = [content.get("error"), content.get("detail")] if isinstance(content, dict) else []
+    said = " ".join(sentence.strip() for sentence in sentences if isinstance(sentence, str))
+    text = " ".join(_UNPRINTABLE.sub(" ", said or answer.excerpt).split())[:_SAID_CHARS]
+    return f"{text} ({answer.code})" if answer.code is not None else text
+
+
 def failure_of(answer: Answer) -> PeerFailed:
     """The error that an answer other than a 200 to a whole upload is."""
     status, server = answer.status, answer.headers.get("server", "")
-    excerpt = " ".join(answer.excerpt.split())[:300]
+    excerpt = " ".join(answer.excerpt.split())[:_SAID_CHARS]
     facts: dict[str, str | int] = {"status": status, "excerpt": excerpt, "server": server}
     if answer.code is not None:
         facts["peer_code"] = answer.code
@@ -137,5 +150,5 @@ def failure_of(answer: Answer) -> PeerFailed:
             524: "gave up waiting for the destination: raise its time-outs",
         }.get(status, "could not hand the upload to the destination")
         return PeerFailed("peer.proxy", f"{proxy} in front of the destination answered {status}: it {why}", **facts)
-    said = f": {excerpt}" if excerpt else ""
-    return PeerFailed("peer.status", f"the destination answered {status}{said}", **facts)
+    said = _said(answer)
+    return PeerFailed("peer.status", f"the destination answered {status}{f': {said}' if said else ''}", **facts)

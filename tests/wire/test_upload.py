@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import hashlib
 import ipaddress
+import json
 import os
 import queue
 import socket
@@ -236,6 +237,26 @@ def test_the_code_of_another_sidecar_is_kept() -> None:
     with scripted(answering(b"HTTP/1.1 502 X\r\nContent-Length: %d\r\n\r\n" % len(body) + body)) as server:
         failed = failing(server.url)
     assert (failed.code, failed.facts["peer_code"], failed.facts["status"]) == ("peer.status", "archive.checksum", 502)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            {"error": "No room.", "detail": "4 bytes free.", "code": "disk.full", "request_id": "x", "errno": "ENOSPC"},
+            "the destination answered 400: No room. 4 bytes free. (disk.full)",
+        ),
+        ({"error": "checksums don't match", "request_id": "x"}, "the destination answered 400: checksums don't match"),
+        ({"error": "a\u001b[31m\nb"}, "the destination answered 400: a [31m b"),
+        ({"error": 5}, 'the destination answered 400: {"error": 5}'),
+        ({"errors": [{"code": "X"}]}, 'the destination answered 400: {"errors": [{"code": "X"}]}'),
+        ({"error": "x" * 900}, "the destination answered 400: " + "x" * 300),
+    ],
+)
+def test_a_json_error_is_told_in_its_own_words(body: dict[str, object], said: str) -> None:
+    content = json.dumps(body).encode()
+    with scripted(answering(b"HTTP/1.1 400 X\r\nContent-Length: %d\r\n\r\n" % len(content) + content)) as server:
+        assert failing(server.url).message == said
 
 
 def test_an_early_answer_of_our_own_destination_is_seen_promptly() -> None:
