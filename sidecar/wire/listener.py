@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
 from uvicorn.server import ServerState
 
+from sidecar.errors import HostFailed
 from sidecar.wire.certificate import RenewedCertificate
 from sidecar.wire.flow import WireLimits
 from sidecar.wire.hangup import HangupWatch
@@ -56,12 +57,13 @@ class ApiServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> int:
-        """Listen. Returns the port. Raises OSError (address in use ...), ssl.SSLError (certificate or key)."""
+        """Listen. Returns the port.
+
+        Raises OSError (address in use ...), HostFailed (`settings.invalid`: certificate or key).
+        """
         loop = asyncio.get_running_loop()
         watch = HangupWatch(loop)
         try:
-            # Looked at before it is loaded: a renewal in between is noticed at the first handshake.
-            certificate = RenewedCertificate(self._tls_cert, self._tls_key) if self._tls_cert is not None else None
             config = WireConfig(
                 self._app,
                 watch=watch,
@@ -82,7 +84,7 @@ class ApiServer:
                 ssl_certfile=self._tls_cert,
                 ssl_keyfile=self._tls_key,
             )
-            config.load()
+            certificate = self._load(config)
             if config.ssl is not None and certificate is not None:
                 config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
                 certificate.follow(config.ssl)
@@ -100,6 +102,20 @@ class ApiServer:
         self._watch = watch
         port: int = self._server.sockets[0].getsockname()[1]
         return port
+
+    def _load(self, config: WireConfig) -> RenewedCertificate | None:
+        if self._tls_cert is None:
+            config.load()
+            return None
+        try:
+            # Looked at before it is loaded: a renewal in between is noticed at the first handshake.
+            certificate = RenewedCertificate(self._tls_cert, self._tls_key)
+            config.load()
+        except OSError as error:  # OpenSSL's own errors too, which name no file
+            files = " and ".join(str(path) for path in (self._tls_cert, self._tls_key) if path is not None)
+            message = f"api.tls_cert, api.tls_key: {files} cannot be used: {error.strerror or error}"
+            raise HostFailed("settings.invalid", message) from error
+        return certificate
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing new, let running requests end for `grace_s`, then cancel them and close every connection."""

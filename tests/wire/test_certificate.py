@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import hashlib
 import socket
@@ -14,6 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from sidecar.errors import HostFailed
+from sidecar.wire.listener import ApiServer
 from tests.wire.serving import WAIT_S, Node, Receive, Scope, Send, answer, read_response, serving
 
 GET = b"GET /x HTTP/1.1\r\nHost: node\r\n\r\n"
@@ -107,3 +110,18 @@ def test_a_certificate_that_is_gone_or_broken_changes_nothing(files: tuple[Path,
         cert.write_bytes(new.cert + new.key)
         assert presented(node) == new.digest
     assert not key.exists()
+
+
+@pytest.mark.parametrize("content", [None, b"not PEM"])
+def test_a_certificate_that_cannot_be_used_is_named(files: tuple[Path, Path], content: bytes | None) -> None:
+    cert, key = files
+    if content is not None:
+        cert.write_bytes(content)
+        key.write_bytes(content)
+
+    async def start() -> None:
+        await ApiServer(hello, tls_cert=cert, tls_key=key).start()
+
+    with pytest.raises(HostFailed, match=f"^api.tls_cert, api.tls_key: {cert} and {key} cannot be used: ") as failed:
+        asyncio.run(start())
+    assert failed.value.code == "settings.invalid"
