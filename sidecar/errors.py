@@ -46,7 +46,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "destination.not_allowed": (400, "the settings of this node do not allow that destination"),
     "upload.content_type": (400, "the upload is not multipart/form-data"),
     "upload.malformed": (400, "the upload's chunks or parts are damaged"),
-    "upload.multiplex": (400, "the upload is dealt out over several requests, which this node does not join"),
+    "upload.multiplex": (400, "a stream of an upload that is dealt out over several is missing, repeated or too many"),
     "upload.order": (400, "a checksum came before the archive"),
     "upload.missing_part": (400, "the upload has no archive or no checksum"),
     "upload.repeated_part": (400, "the upload has two parts of one name"),

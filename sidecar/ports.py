@@ -6,6 +6,7 @@ adapter does blocking work in threads of its own. If a call is cancelled, the ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -39,6 +40,22 @@ class Configuration(msgspec.Struct, frozen=True):
 
     settings: dict[str, Any]
     process_configuration: dict[str, Any]
+
+
+class FilePlace(StrEnum):
+    """Where a file that came with a server belongs on this node."""
+
+    BACKUPS = "backups"
+    INSTALL_LOGS = "install_logs"
+
+
+class ArrivedFile(msgspec.Struct, frozen=True):
+    """A file that came with a server, verified and in staging; journaled, so plain values only."""
+
+    place: FilePlace
+    name: str  # one component of a path
+    sha256_hex: str
+    backup: str | None = None  # UUID of the backup that it is
 
 
 class Runtime(Protocol):
@@ -102,8 +119,8 @@ class Verdict(StrEnum):
 class Arbiter(Protocol):
     """Who decides which node owns a server: the panel's database, or without a panel the destination's journal."""
 
-    async def report_success(self, server: str) -> Verdict:
-        """Tell that this node has the whole server. Destination only."""
+    async def report_success(self, server: str, backups: Sequence[str] = ()) -> Verdict:
+        """Tell that this node has the whole server, and which of its backups (UUIDs). Destination only."""
 
     async def report_failure(self, server: str) -> Verdict:
         """Ask for the server's active transfer to be ended as failed."""

@@ -49,6 +49,7 @@ class TransferView(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None  # a key of `errors.CODES`
     message: str | None  # one sentence for a person
     needs: str | None  # what a human has to do, where the state waits for one
+    backups: tuple[str, ...] = ()  # UUIDs of the backups that travelled with the server and are known to be kept
 
 
 class EventKind(StrEnum):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -139,8 +140,8 @@ class HttpPanel:
             raise PeerFailed("panel.malformed", "the panel answered with the configuration of another server")
         return Configuration(settings=settings, process_configuration=process)
 
-    async def report_success(self, server: str) -> Verdict:
-        return await self._report(server, "success")
+    async def report_success(self, server: str, backups: Sequence[str] = ()) -> Verdict:
+        return await self._report(server, "success", backups)
 
     async def report_failure(self, server: str) -> Verdict:
         return await self._report(server, "failure")
@@ -205,11 +206,12 @@ class HttpPanel:
             raise PeerFailed("panel.refused", f"the panel answered {status}", status=status)
         raise PeerFailed("panel.unreachable", f"the panel answered {status}", status=status)
 
-    async def _report(self, server: str, outcome: str) -> Verdict:
+    async def _report(self, server: str, outcome: str, backups: Sequence[str] = ()) -> Verdict:
         path = f"/api/remote/servers/{server}/transfer/{outcome}"
         try:
             # Calagopus wants the object, Pterodactyl and Pelican do not read it
-            status, _ = await self._call("POST", path, body=b'{"backups":[]}', limit=_MAX_VERDICT_BYTES)
+            body = msgspec.json.encode({"backups": list(backups)})
+            status, _ = await self._call("POST", path, body=body, limit=_MAX_VERDICT_BYTES)
         except PeerFailed as error:
             log.info("the panel did not answer `%s` of server %s: %s", outcome, server, error.message)
             return Verdict.UNANSWERED

@@ -102,7 +102,8 @@ class DestinationRoutes:
                 return problem(HostFailed("transfer.internal", INTERNAL), tags["request_id"])
             return NoAnswer(connection)
         _log.info("upload of server %s accepted", view.server, extra={**tags, "transfer": view.transfer})
-        return json_response({}, headers={"Sidecar-Transfer": view.transfer})
+        kept = {"backups": view.backups} if view.backups else {}
+        return json_response(kept, headers={"Sidecar-Transfer": view.transfer})
 
     async def cancel(self, request: Request) -> Response:
         self._auth.check_node_token(request.headers.getlist("authorization"))

@@ -5,6 +5,7 @@ The question itself fails a transfer that is not committed, so the answer is fin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sidecar.engine.peer import settle
@@ -23,7 +24,7 @@ class PeerArbiter:
         self._services = services
         self._facts = facts
 
-    async def report_success(self, server: str) -> Verdict:
+    async def report_success(self, server: str, backups: Sequence[str] = ()) -> Verdict:
         return Verdict.REFUSED  # a source never reports success
 
     async def report_failure(self, server: str) -> Verdict:
@@ -48,7 +49,7 @@ class PeerArbiter:
 class JournalArbiter:
     """For the destination: what it has committed is its own. Fulfils `ports.Arbiter`."""
 
-    async def report_success(self, server: str) -> Verdict:
+    async def report_success(self, server: str, backups: Sequence[str] = ()) -> Verdict:
         return Verdict.ACCEPTED
 
     async def report_failure(self, server: str) -> Verdict:

@@ -23,6 +23,11 @@ class NoticeLines:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.add, notice)
 
+    def say_from_thread(self, line: str) -> None:
+        """Any other line, from such a thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._say, line)
+
     def add(self, notice: Notice) -> None:
         self._seen[notice.kind.value] += 1
         if self._seen[notice.kind.value] <= SHOWN_EACH:

@@ -14,23 +14,26 @@ from pathlib import Path
 import msgspec
 
 from sidecar.archive.entries import Notice
-from sidecar.archive.extract import Extracted, Extraction, ExtractLimits
+from sidecar.archive.extract import Extracted, Extraction, ExtractLimits, TreeState
 from sidecar.archive.meter import Meter
 from sidecar.archive.pipe import PipeClosed
+from sidecar.engine.attachments import MAX_CHECKSUM_BYTES, Attachments
 from sidecar.errors import DataCorrupt, PeerFailed, Refused, SidecarError
+from sidecar.ports import ArrivedFile
 from sidecar.wire.body import Body
 from sidecar.wire.multipart import MultipartReader, Part
 
 CHECKSUM_PARTS = ("checksum", "checksum_archive")  # Pterodactyl and Calagopus; Pelican
-MAX_CHECKSUM_BYTES = 256  # 64 digits and some white space
 CALAGOPUS_ARCHIVE_TYPE = "application/x-tar"
 
 
 class Received(msgspec.Struct, frozen=True):
-    """A body that is whole and verified."""
+    """A body that is whole and verified, or all bodies of a transfer."""
 
     extracted: Extracted
+    files: tuple[ArrivedFile, ...] = ()  # what else is in staging
     other_parts: tuple[str, ...] = ()
+    streams: int = 1
 
 
 class Receipt:
@@ -48,7 +51,11 @@ class Receipt:
         notice: Callable[[Notice], None],
         max_parts: int,
         max_part_header_bytes: int,
+        tree: TreeState | None = None,
+        attachments: Attachments | None = None,
     ) -> None:
+        """`tree`: shared with the other streams of the same transfer, see `Extraction`; `attachments`: takes what
+        follows the archive; without it that is skipped."""
         self._body = body
         self._reader = MultipartReader(
             body.read, boundary, find=body.find, max_parts=max_parts, max_part_header_bytes=max_part_header_bytes
@@ -58,6 +65,8 @@ class Receipt:
         self._owner = owner
         self._meter = meter
         self._notice = notice
+        self._tree = tree
+        self._attachments = attachments
         self._given_up = threading.Event()
         self._extraction: Extraction | None = None
         self.is_calagopus = False  # its archive part says so: it takes any answer for success
@@ -97,14 +106,15 @@ class Receipt:
                 if part.name in checksums:
                     raise Refused("upload.repeated_part", f"the upload has two parts named {part.name}", part=part.name)
                 checksums[part.name] = part.read_small(MAX_CHECKSUM_BYTES).decode("ascii", "replace").strip().lower()
-            else:
+            elif self._attachments is None or not self._attachments.take(part, self._meter):
                 others.append(part.name)
         if extracted is None or not checksums:
             raise Refused("upload.missing_part", "missing archive or checksum")
         for name, value in checksums.items():
             if not hmac.compare_digest(value.encode(), extracted.sha256_hex.encode()):
                 raise DataCorrupt("archive.checksum", "checksums don't match", part=name, computed=extracted.sha256_hex)
-        return Received(extracted, tuple(others))
+        files = self._attachments.complete() if self._attachments is not None else ()
+        return Received(extracted, files, tuple(others))
 
     def _extract(self, part: Part) -> Extracted:
         self.is_calagopus = part.content_type == CALAGOPUS_ARCHIVE_TYPE
@@ -115,6 +125,7 @@ class Receipt:
             meter=self._meter,
             notice=self._notice,
             filename=part.filename,
+            tree=self._tree,
         )
         if self._given_up.is_set():
             extraction.abort()

@@ -20,7 +20,7 @@ from sidecar.engine.hub import EventHub
 from sidecar.engine.volumes import Volumes
 from sidecar.errors import PeerFailed
 from sidecar.journal.store import Journal
-from sidecar.ports import Configuration, Daemon, Panel, Runtime
+from sidecar.ports import Configuration, Daemon, FilePlace, Panel, Runtime
 from sidecar.wire.destination import DestinationPolicy
 
 P = ParamSpec("P")
@@ -35,6 +35,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     quarantine_calagopus_s: float = 600.0  # S7: it retries its panel call for minutes
     call_timeout_s: float = 15.0  # D9: a call that was given up lands within this time or never
     panel_commit_s: float = 1.0  # S4: from our 202 until the panel has written down what strangers ask it about
+    join_s: float = 10.0  # how long one of several streams waits for the main one
     admission_s: float = 10.0  # D2: 403 and 404 are tried again: the panel's transaction may still be open
     retry_first_s: float = 0.5
     retry_cap_s: float = 30.0
@@ -55,6 +56,7 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
     answer_timeout_s: float = 1800.0
     max_entries: int = 10_000_000
     restart_on_failure: bool = True
+    backups: Path | None = None  # where backups lie that may have to travel with a server
 
 
 class Receiving(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +68,8 @@ class Receiving(msgspec.Struct, frozen=True, kw_only=True):
     reserve_inodes: int = 1000
     max_part_header_bytes: int = 16 * 1024
     max_parts: int = 256
+    max_multiplex_streams: int = 16
+    places: dict[FilePlace, Path] = msgspec.field(default_factory=dict)  # what is not named here is not kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from sidecar.archive.durable import disk_errors, fsync_directory, is_directory
+from sidecar.archive.filing import filing_layout
 from sidecar.archive.staging import Identity, VolumeLayout, list_staging, remove_staging
 from sidecar.archive.trash import TrashItem, move_to_trash, purge
 from sidecar.errors import HostFailed
@@ -30,10 +31,12 @@ class Leftover(msgspec.Struct, frozen=True):
 class Volumes:
     """`root` holds one directory per server, named by its UUID; `named` are servers that live elsewhere."""
 
-    def __init__(self, root: Path, named: Mapping[str, Path], *, retain_s: float) -> None:
+    def __init__(self, root: Path, named: Mapping[str, Path], *, retain_s: float, filed: Iterable[Path] = ()) -> None:
+        """`filed`: directories of single files that come with servers; they have staging and trash of their own."""
         self._root = root
         self._named = dict(named)
         self._retain_s = retain_s
+        self._filed = list(filed)
 
     def layout(self, server: str) -> VolumeLayout:
         return VolumeLayout.detect(self._named.get(server, self._root / server), self._root)
@@ -53,7 +56,8 @@ class Volumes:
         shared = VolumeLayout.detect(self._root / "any", self._root)
         own = [self.layout(server) for server in self._named]
         mounted = [self.layout(path.name) for path in self._children() if _UUID.fullmatch(path.name)]
-        return [shared, *(one for one in [*own, *mounted] if one.staging_root != shared.staging_root)]
+        filed = [filing_layout(directory, "any") for directory in self._filed]
+        return [shared, *filed, *(one for one in [*own, *mounted] if one.staging_root != shared.staging_root)]
 
     def _children(self) -> list[Path]:
         try:

@@ -13,7 +13,7 @@ import zlib
 import msgspec
 
 from sidecar.lifecycle.state import State
-from sidecar.ports import Observed, StopHow
+from sidecar.ports import ArrivedFile, Observed, StopHow
 
 VERSION = 1
 
@@ -30,6 +30,10 @@ class OutgoingFacts(msgspec.Struct, frozen=True, kw_only=True, tag="outgoing"):
     stop: StopHow = StopHow()
     start_on_completion: bool = False
     peer_kind: str = "unknown"  # a value of `engine.peer.PeerKind`
+    backups: tuple[str, ...] = ()  # asked to travel with the server
+    backup_form: str = "pelican"  # a value of `engine.backups.BackupForm`
+    delete_backups: bool = False
+    kept_backups: tuple[str, ...] = ()  # known to be kept by the destination: these alone may be deleted here
     finished_at: float | None = None
 
 
@@ -47,6 +51,7 @@ class IncomingFacts(msgspec.Struct, frozen=True, kw_only=True, tag="incoming"):
     is_calagopus: bool = False
     staging: tuple[int, int] | None = None  # device and inode of the staging directory (D5)
     is_place_free: bool = False  # what was at the volume's place is in the trash (D3)
+    files: tuple[ArrivedFile, ...] = ()  # backups and install log that came with it, in staging or filed
     is_aside: bool = False  # the committed volume may be back in its staging place (H3)
     finished_at: float | None = None
 

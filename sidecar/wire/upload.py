@@ -12,11 +12,12 @@ Memory: none of its own; the pieces belong to the caller and are not used after 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -28,7 +29,7 @@ from sidecar.wire.answer import Answer, AnswerReader, failure_of
 from sidecar.wire.destination import Target
 from sidecar.wire.dial import Line
 
-__all__ = ["Answer", "ExtraPart", "Upload", "failure_of", "fetch_json"]
+__all__ = ["Answer", "ExtraPart", "FilePart", "Upload", "failure_of", "fetch_json"]
 
 USER_AGENT: Final = f"transfer-sidecar/{__version__}"
 EXCERPT_S: Final = 2.0  # for the body of an answer whose head is there
@@ -46,6 +47,18 @@ class ExtraPart(msgspec.Struct, frozen=True, kw_only=True):
     content: bytes
     filename: str | None = None
     content_type: str | None = None
+
+
+class FilePart(msgspec.Struct, frozen=True, kw_only=True):
+    """A file behind the checksums, such as a backup, and the part with its SHA-256 that follows it."""
+
+    name: str
+    filename: str
+    content_type: str
+    pieces: Callable[[], Iterable[bytes]]  # called when its turn has come
+    checksum_name: str
+    checksum_filename: str | None = None
+    checksum_type: str | None = None
 
 
 class Upload:
@@ -100,17 +113,14 @@ class Upload:
         Raises PeerFailed: what the destination answered early (`peer.status`, `peer.proxy`, `peer.redirect`),
         `peer.stalled` (no byte taken for the stall time), `peer.reset` (broken, or cut), `peer.protocol`.
         """
-        size = len(piece)
-        if not size:
-            return  # an empty chunk would end the body
-        self._look()
-        self._send_all([b"%x\r\n" % size, piece, b"\r\n"])
-        self.bytes_sent += size
+        self._send_chunk(piece)
+        self.bytes_sent += len(piece)
 
-    def finish(self, sha256_hex: str, extra_parts: Sequence[ExtraPart] = ()) -> None:
+    def finish(self, sha256_hex: str, extra_parts: Sequence[ExtraPart] = (), files: Sequence[FilePart] = ()) -> None:
         """End the archive part and the body. From here on the outcome is the destination's (S1).
 
-        Args: `sha256_hex` of all bytes given to `send`, 64 lower-case digits. Raises PeerFailed as `send`.
+        Args: `sha256_hex` of all bytes given to `send`, 64 lower-case digits; `files` follow all small parts, in order.
+        Raises PeerFailed as `send`, and what the files' pieces raise: then `cut`.
         """
         if re.fullmatch(r"[0-9a-f]{64}", sha256_hex) is None:
             raise ValueError("a SHA-256 is 64 lower-case hexadecimal digits")
@@ -121,10 +131,29 @@ class Upload:
         for part in extra_parts:
             content += multipart.part_head(boundary, part.name, part.filename, part.content_type)
             content += part.content + multipart.end_of_part()
+        for file in files:
+            content += multipart.part_head(boundary, file.name, file.filename, file.content_type)
+            self._send_chunk(content)
+            content = self._send_file(file)
         content += multipart.closing(boundary)
         self._look()
         self._is_finishing = True
         self._send_all([b"%x\r\n" % len(content), content, b"\r\n0\r\n\r\n"])
+
+    def _send_file(self, file: FilePart) -> bytearray:
+        """The file's bytes; returns what is to follow them."""
+        sha = hashlib.sha256()
+        for piece in file.pieces():
+            sha.update(piece)
+            self._send_chunk(piece)
+        content = bytearray(multipart.end_of_part())
+        content += multipart.part_head(self._boundary, file.checksum_name, file.checksum_filename, file.checksum_type)
+        return content + sha.hexdigest().encode("ascii") + multipart.end_of_part()
+
+    def _send_chunk(self, content: Bytes) -> None:
+        if len(content):  # an empty chunk would end the body
+            self._look()
+            self._send_all([b"%x\r\n" % len(content), content, b"\r\n"])
 
     def answer(self) -> Answer:
         """Wait for the destination's answer: a complete head, and the beginning of its body.

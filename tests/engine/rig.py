@@ -13,6 +13,7 @@ from random import Random
 
 import httpx
 import jwt
+import msgspec
 
 from sidecar.api.app import build_app
 from sidecar.api.auth import NodeAuth
@@ -25,7 +26,7 @@ from sidecar.engine.node import Node
 from sidecar.engine.services import Receiving, Sending, Services, Timings
 from sidecar.engine.volumes import Volumes
 from sidecar.journal.store import Journal
-from sidecar.ports import Panel
+from sidecar.ports import FilePlace, Panel
 from sidecar.views import EventKind, TransferEvent, TransferView
 from sidecar.wire.destination import DestinationPolicy
 from sidecar.wire.listener import ApiServer
@@ -97,8 +98,11 @@ class Rig:
         return sorted(root.glob("*/volume")) if root.is_dir() else []
 
     def staging(self) -> list[Path]:
-        root = self.volumes / ".sidecar-staging"
-        return sorted(root.iterdir()) if root.is_dir() else []
+        return sorted(self.home.glob("*/.sidecar-staging/*"))
+
+    def filed(self, place: FilePlace = FilePlace.BACKUPS) -> list[str]:
+        """The names of what was filed there."""
+        return sorted(path.name for path in (self.home / place.value).iterdir() if not path.name.startswith("."))
 
 
 def token_of(name: str) -> str:
@@ -135,9 +139,17 @@ async def running_node(
     max_transfers: int = 4,
     refuse_deletion: bool = False,
     retain_s: float = 3600,
+    keeps_files: bool = False,
 ) -> AsyncIterator[Rig]:
-    """One node with its own home directory; leave the block for an orderly stop."""
+    """One node with its own home directory; leave the block for an orderly stop. `keeps_files`: backups and logs."""
     token = token_of(name)
+    places = {place: home / place.value for place in FilePlace} if keeps_files else {}
+    for directory in places.values():
+        directory.mkdir(parents=True, exist_ok=True)
+    receiving = receiving or Receiving(stall_timeout_s=5, reserve_bytes=0, reserve_inodes=0)
+    sending = sending or Sending(stall_timeout_s=5, connect_timeout_s=2, answer_timeout_s=10)
+    receiving = msgspec.structs.replace(receiving, places=places)
+    sending = msgspec.structs.replace(sending, backups=places.get(FilePlace.BACKUPS))
     (home / "volumes").mkdir(parents=True, exist_ok=True)
     (home / "state").mkdir(exist_ok=True)
     runtime = runtime or FakeRuntime()
@@ -148,14 +160,14 @@ async def running_node(
             runtime=runtime,
             panel=panel,
             journal=Journal(home / "state"),
-            volumes=Volumes(home / "volumes", {}, retain_s=retain_s),
+            volumes=Volumes(home / "volumes", {}, retain_s=retain_s, filed=places.values()),
             policy=DestinationPolicy(["http://127.0.0.1:*"]),
             extract_limits=limits or ExtractLimits(),
             executor=executor,
             spool=home / "state",
             timings=timings,
-            sending=sending or Sending(stall_timeout_s=5, connect_timeout_s=2, answer_timeout_s=10),
-            receiving=receiving or Receiving(stall_timeout_s=5, reserve_bytes=0, reserve_inodes=0),
+            sending=sending,
+            receiving=receiving,
         )
         node = Node(services, max_outgoing=max_transfers, max_incoming=max_transfers, refuse_deletion=refuse_deletion)
         rig = Rig(name, token, home, node, runtime, services, 0)

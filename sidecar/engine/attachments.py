@@ -1,0 +1,206 @@
+"""What came behind a server's archive: received, verified, and filed with the server's commit.
+
+Files are in staging until the transfer has ended, and from the commit on in their places too (`archive.filing`). What
+the panel is told with `success` is what was filed. A transfer that fails leaves nothing; one that is disowned after its
+commit takes its files back and moves them to the trash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from sidecar.archive.filing import Filing, filing_layout
+from sidecar.archive.meter import Meter
+from sidecar.archive.staging import remove_staging
+from sidecar.engine.backups import CALAGOPUS_TYPE, backup_in
+from sidecar.engine.log_lines import printable
+from sidecar.engine.progress import size
+from sidecar.errors import DataCorrupt, HostFailed, Refused
+from sidecar.ports import ArrivedFile, FilePlace
+from sidecar.wire.multipart import Part
+
+log = logging.getLogger(__name__)
+
+INSTALL_LOG_PARTS: Final = ("install_logs", "install-logs")
+MAX_INSTALL_LOG_BYTES: Final = 16 << 20  # real ones: some hundred KiB; a longer one is cut
+MAX_CHECKSUM_BYTES: Final = 256  # 64 digits and some white space
+
+
+class Cabinet:
+    """The places of one incoming transfer's files. Blocking, but for `attachments`."""
+
+    def __init__(
+        self, directories: dict[FilePlace, Path], transfer: str, *, owner: tuple[int, int] | None = None
+    ) -> None:
+        self._directories = directories
+        self._transfer = transfer
+        self._filings = {place: Filing(directory, transfer, owner=owner) for place, directory in directories.items()}
+
+    def attachments(self, *, server: str, most_bytes: int, say: Callable[[str], None]) -> Attachments:
+        """What receives them. `say` is called in the receipt's thread."""
+        return Attachments(self._filings, server=server, most_bytes=most_bytes, say=say)
+
+    def place(self, files: Sequence[ArrivedFile]) -> list[ArrivedFile]:
+        """Give the files their own names; again after a crash is fine. Returns those that now have them: of the others
+        something else has the name, and stays. Raises HostFailed (`disk.failed`)."""
+        return [file for file in files if self._filing(file).place(file.name, file.sha256_hex)]
+
+    def discard(self, files: Sequence[ArrivedFile], server: str, label: str, now_s: float) -> None:
+        """Take the files back and move them to the trash. Idempotent. Raises HostFailed (`disk.failed`)."""
+        for file in files:
+            self._filing(file).take_back(file.name)
+        for place in {file.place for file in files}:
+            self._filings[place].trash(server, label, now_s)
+
+    def remove_staging(self) -> None:
+        """What has a name of its own keeps it. Missing is fine. Raises HostFailed (`disk.failed`)."""
+        for directory in self._directories.values():
+            remove_staging(filing_layout(directory, self._transfer), self._transfer)
+
+    def finish(self, files: Sequence[ArrivedFile]) -> None:
+        """The server is ours: once more into their places (a daemon that forgets a server may remove its backups), then
+        staging away. Raises nothing: what stays behind goes at the next start."""
+        with suppress(HostFailed):
+            self.place(files)
+            self.remove_staging()
+
+    def _filing(self, file: ArrivedFile) -> Filing:
+        filing = self._filings.get(file.place)
+        if filing is None:  # the settings have changed since it came
+            raise HostFailed(
+                "disk.failed", f"This node has no directory for {file.name} any more (servers.{file.place})."
+            )
+        return filing
+
+
+class Attachments:
+    """What comes behind the archive of one incoming transfer. `take`, `complete` and `sync` in threads."""
+
+    def __init__(
+        self,
+        places: dict[FilePlace, Filing],
+        *,
+        server: str,
+        most_bytes: int,
+        say: Callable[[str], None],
+    ) -> None:
+        """`places`: where each kind is filed; what has no place is verified, left out, and named by `say`."""
+        self._places = places
+        self._server = server
+        self._left_bytes = self._most_bytes = most_bytes
+        self._say = say
+        self._backups: dict[str, tuple[str, str]] = {}  # UUID -> name of the file, computed digest
+        self._checksums: dict[str, str] = {}
+        self._install_log: ArrivedFile | None = None
+        self._has_install_log = False
+        self._meter = Meter()  # of the stream that it came on
+
+    def take(self, part: Part, meter: Meter) -> bool:
+        """Receive the part if it is one of ours. Raises Refused (`upload.*`), DataCorrupt (`archive.limit`), HostFailed
+        (`disk.*`) and what reading raises."""
+        self._meter = meter
+        if part.name in INSTALL_LOG_PARTS:
+            self._take_install_log(part)
+        elif (file := _rest(part, "checksum_backup_")) is not None:
+            self._take_checksum(part, _backup_of(part, file))
+        elif (backup := _rest(part, "backup-checksum-")) is not None:
+            self._take_checksum(part, _backup_of(part, f"{backup}.tar"))
+        elif (file := _rest(part, "backup_")) is not None:
+            self._take_backup(part, _backup_of(part, file), file)
+        elif (backup := _rest(part, "backup-")) is not None:
+            if part.content_type != CALAGOPUS_TYPE or part.filename is None:
+                raise Refused("upload.malformed", "A backup of the upload has no file name or another type.")
+            if _backup_of(part, part.filename) != backup:
+                raise Refused("upload.malformed", "The file of a backup has the name of another.")
+            self._take_backup(part, backup, part.filename)
+        else:
+            return False
+        return True
+
+    def complete(self) -> tuple[ArrivedFile, ...]:
+        """Every part was there: compare checksums. Returns what is in staging.
+
+        Raises Refused (`upload.missing_part`), DataCorrupt (`archive.checksum`).
+        """
+        for backup in self._backups.keys() ^ self._checksums.keys():
+            missing = "checksum" if backup in self._backups else "file"
+            raise Refused("upload.missing_part", f"{missing} missing for backup {backup}", backup=backup)
+        arrived = [self._install_log] if self._install_log is not None else []
+        for backup, (file, digest) in self._backups.items():
+            if not hmac.compare_digest(digest.encode(), self._checksums[backup].encode()):
+                raise DataCorrupt("archive.checksum", f"backup {backup} checksum mismatch", backup=backup)
+            if FilePlace.BACKUPS in self._places:
+                arrived.append(ArrivedFile(FilePlace.BACKUPS, file, digest, backup))
+        if self._backups and FilePlace.BACKUPS not in self._places:
+            self._say(f"Left out, for this node keeps no backups: {', '.join(sorted(self._backups))}.")
+        return tuple(arrived)
+
+    def sync(self) -> None:
+        """Make the names in staging durable. Raises HostFailed."""
+        for place in self._places.values():
+            place.sync()
+
+    def _take_backup(self, part: Part, backup: str, file: str) -> None:
+        if backup in self._backups:
+            raise Refused("upload.repeated_part", f"The upload has backup {backup} twice.", backup=backup)
+        self._backups[backup] = (file, self._file(part, FilePlace.BACKUPS, file)[0])
+
+    def _take_checksum(self, part: Part, backup: str) -> None:
+        if backup in self._checksums:
+            raise Refused("upload.repeated_part", f"The upload has two checksums of backup {backup}.", backup=backup)
+        digest = part.read_small(MAX_CHECKSUM_BYTES).decode("ascii", "replace").strip().lower()
+        self._checksums[backup] = digest
+
+    def _take_install_log(self, part: Part) -> None:
+        if self._has_install_log:
+            raise Refused("upload.repeated_part", "The upload has two install logs.")
+        self._has_install_log = True
+        name = f"{self._server}.log"
+        digest, length = self._file(part, FilePlace.INSTALL_LOGS, name)
+        if FilePlace.INSTALL_LOGS not in self._places:
+            self._say(f"Left out, for this node keeps none: the install log ({size(length)}).")
+        elif length > MAX_INSTALL_LOG_BYTES:
+            self._say(f"The install log ({size(length)}) was cut to {size(MAX_INSTALL_LOG_BYTES)}.")
+        if FilePlace.INSTALL_LOGS in self._places:
+            self._install_log = ArrivedFile(FilePlace.INSTALL_LOGS, name, digest)
+
+    def _file(self, part: Part, kind: FilePlace, name: str) -> tuple[str, int]:
+        """Write the part into staging, or only hash it where its kind is not kept."""
+        pieces = self._counted(part)
+        most = MAX_INSTALL_LOG_BYTES if kind is FilePlace.INSTALL_LOGS else self._most_bytes
+        if kind in self._places:
+            return self._places[kind].receive(name, pieces, most_bytes=most)
+        sha, length = hashlib.sha256(), 0
+        for piece in pieces:
+            sha.update(piece)
+            length += len(piece)
+        return sha.hexdigest(), length
+
+    def _counted(self, part: Part) -> Iterator[memoryview]:
+        for piece in part:
+            self._left_bytes -= len(piece)
+            if self._left_bytes < 0:
+                raise DataCorrupt(
+                    "archive.limit", "The backups of the upload are larger than one server may be.", limit="max_bytes"
+                )
+            self._meter.wire_bytes += len(piece)
+            yield piece
+
+
+def _rest(part: Part, prefix: str) -> str | None:
+    return part.name.removeprefix(prefix) if part.name.startswith(prefix) else None
+
+
+def _backup_of(part: Part, file: str) -> str:
+    """The UUID in a backup's file name. Raises Refused (`upload.malformed`) for every other name."""
+    backup = backup_in(file)
+    if backup is None:
+        name = printable(part.name[:128])
+        raise Refused("upload.malformed", f"The part {name!r} does not have the name of a backup.")
+    return backup
