@@ -51,6 +51,7 @@ from sidecar.wire.server import is_nothing
 
 log = logging.getLogger(__name__)
 
+CONSOLE_BYTES = 32 * 1024
 DAEMON_CALL_S = 10.0  # it is on this machine
 BUS_FLUSH_S = 2.0  # at the end: the last events of a drained node
 
@@ -309,7 +310,8 @@ def _server(settings: Settings, node: Node, readiness: Readiness, engine_info: E
         tls_key=settings.api.tls_key,
         limits=WireLimits(head_bytes=limits.max_header_bytes, head_timeout_s=limits.request_timeout_s),
         max_connections=limits.max_connections,
-        websocket_message_bytes=limits.max_websocket_message_bytes,
+        # A console's messages are the daemon's to bound; the largest that any family takes is 32 KiB.
+        websocket_message_bytes=max(limits.max_websocket_message_bytes, CONSOLE_BYTES if settings.daemon.url else 0),
     )
 
 
