@@ -272,6 +272,7 @@ class Transfer(ABC):
     def say(self, text: str) -> None:
         """One log line for the people who watch this transfer."""
         self._event_seq += 1
+        self.log.info("%s", text)
         line = format_line(self.state.role, self.services.now(), text)
         self._publish(EventKind.LOGS, message=text, line=line)
 
