@@ -5,6 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV := .venv
 BIN := $(VENV)/bin
 SIZE ?= 300
+MODE ?= standalone
 ARGS ?=
 
 .PHONY: help setup demo test lint bench lock clean
@@ -23,8 +24,8 @@ $(VENV)/.installed: requirements/lock.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup ## move a game server between two nodes on this machine (SIZE=MB, ARGS=--no-docker)
-	@$(BIN)/transfer-sidecar demo --size $(SIZE) $(ARGS)
+demo: setup ## move a game server between two nodes on this machine (SIZE=MB, MODE=beside, ARGS=--no-docker)
+	@$(BIN)/transfer-sidecar demo --mode $(MODE) --size $(SIZE) $(ARGS)
 
 test: setup ## all tests; what needs a Docker engine or root is skipped with a reason where it is missing
 	@$(BIN)/python -m pytest $(ARGS)

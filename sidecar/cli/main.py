@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
@@ -41,6 +42,12 @@ WingsOption = Annotated[
         help="config.yml of a Wings on this node: its id, tokens, panel, address, TLS and volumes are taken over.",
     ),
 ]
+
+
+class DemoMode(StrEnum):
+    STANDALONE = "standalone"
+    BESIDE = "beside"
+
 
 app = typer.Typer(
     name="transfer-sidecar",
@@ -135,6 +142,9 @@ def demo(
             "--docker/--no-docker", help="Insist on a running container, or do without. Default: if an engine answers."
         ),
     ] = None,
+    mode: Annotated[
+        DemoMode, typer.Option("--mode", help="The nodes run their servers themselves, or each beside a node daemon.")
+    ] = DemoMode.STANDALONE,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the nodes running at the end, for the examples of the README.")
     ] = False,
@@ -144,16 +154,19 @@ def demo(
     Starts a NATS server, a stand-in for the panel and two nodes on loopback; makes a game volume; asks for the transfer
     as a panel does; shows what the bus tells; compares both volumes file by file. Leaves nothing behind.
 
+    With `--mode beside` each node has a stand-in node daemon that runs the server, and the sidecar in front of it.
+
     **Examples**
 
         transfer-sidecar demo
+        transfer-sidecar demo --mode beside
         transfer-sidecar demo --size 2000 --no-docker
     """
     try:
         from sidecar.demo.run import run
     except ModuleNotFoundError as missing:  # an installation without the extra
         fail(f"the demo needs the package {missing.name}: pip install 'transfer-sidecar[demo]'", EXIT_USAGE)
-    raise typer.Exit(run(size_mb=size, use_docker=docker, keep=keep))
+    raise typer.Exit(run(size_mb=size, use_docker=docker, keep=keep, is_beside=mode is DemoMode.BESIDE))
 
 
 @config_app.command("check")

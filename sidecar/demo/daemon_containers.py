@@ -123,11 +123,23 @@ class FakeContainers:
 
 
 class EngineContainers:
-    """Containers of a Docker engine. `labels` are added to each, so that a test finds its own."""
+    """Containers of a Docker engine.
 
-    def __init__(self, host: str, *, labels: dict[str, str] | None = None, threads: int = 8) -> None:
+    Args: `labels` are added to each, so that a test finds its own; `name` of a server's container, where two daemons
+    share an engine and cannot both call it by the UUID.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        labels: dict[str, str] | None = None,
+        name: Callable[[str], str] = str,
+        threads: int = 8,
+    ) -> None:
         self._engine = DockerEngine(host, connections=threads)
         self._labels = labels or {}
+        self._name = name
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="stand-in daemon")
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -144,7 +156,7 @@ class EngineContainers:
             "OpenStdin": True,
             "HostConfig": {"Binds": [f"{kind.volume}:{_DATA_TARGET}:rw"], "NetworkMode": "none"},
         }
-        container, _ = await self._in_thread(self._engine.create, kind.server, document)
+        container, _ = await self._in_thread(self._engine.create, self._name(kind.server), document)
         return container
 
     async def start(self, container: str) -> None:
@@ -167,12 +179,13 @@ class EngineContainers:
             await asyncio.sleep(_POLL_S)
 
     async def running(self, server: str) -> str | None:
-        details = await self._in_thread(self._engine.inspect, server)
+        details = await self._in_thread(self._engine.inspect, self._name(server))
         return str(details["Id"]) if details is not None and is_up(details) else None
 
     async def remove(self, server: str) -> None:
-        details = await self._in_thread(self._engine.inspect, server)
-        if details is None or server != str(details["Name"]).lstrip("/"):
+        name = self._name(server)
+        details = await self._in_thread(self._engine.inspect, name)
+        if details is None or name != str(details["Name"]).lstrip("/"):
             return
         container = str(details["Id"])
         if is_up(details):

@@ -62,6 +62,7 @@ class Power:
     ) -> None:
         self.family = family
         self.containers = containers
+        self.crashes: list[str] = []  # servers, one per end that was not asked for
         self._volume_path = volume_path
         self._spawn = spawn
         self._refresh = refresh
@@ -163,6 +164,7 @@ class Power:
         await self._crashed(server, exit_code)
 
     async def _crashed(self, server: DaemonServer, exit_code: int) -> None:
+        self.crashes.append(server.uuid)
         self.publish(server, "console output", "---------- Detected server process in a crashed state! ----------")
         self.publish(server, "console output", f"Exit code: {exit_code}")
         now = time.monotonic()

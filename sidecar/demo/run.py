@@ -4,6 +4,7 @@
     panel -> node-a   POST /api/servers/{server}/transfer
     node-a -> node-b  POST /api/transfers
     bus               what is shown meanwhile; nothing of it decides anything here
+    beside            each node has a stand-in daemon as well, and its sidecar stands in front of it (`beside.py`)
     in the end        what is asked of the nodes and the panel over their own APIs, and the two volumes compared
 
 The source's volume is compared where the panel's deletion left it: in the trash of node-a. Whatever happens, Ctrl-C
@@ -18,7 +19,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
@@ -26,15 +27,15 @@ from uuid import uuid4
 
 import httpx
 import msgspec
-import nats
-import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from rich.console import Console
 from rich.text import Text
 
 from sidecar.archive.staging import VolumeLayout
 from sidecar.archive.trash import list_trash
+from sidecar.demo import beside
+from sidecar.demo.beside import BesideFailed, NodeDaemon
+from sidecar.demo.bus_watch import watching
 from sidecar.demo.compare import Comparison, compare
 from sidecar.demo.game import Game, NoContainer
 from sidecar.demo.nats import NatsMissing, run_nats
@@ -73,15 +74,16 @@ class _Running(msgspec.Struct, frozen=True, kw_only=True):
     destination: DemoNode
     world: World
     game: Game | None
+    daemons: Mapping[str, NodeDaemon]  # by node; empty where the nodes are on their own
 
 
-def run(*, size_mb: int, use_docker: bool | None = None, keep: bool = False) -> int:
+def run(*, size_mb: int, use_docker: bool | None = None, keep: bool = False, is_beside: bool = False) -> int:
     """The exit code: 0 when every claim held, 1 when one did not, 130 after Ctrl-C."""
     console = Console(highlight=False)
     console.soft_wrap = not console.is_terminal  # in a file a line stays a line
     try:
-        asyncio.run(_interruptible(_demo(console, size_mb, use_docker, keep)))
-    except (DemoFailed, NodeFailed, NatsMissing, NoContainer) as failed:
+        asyncio.run(_interruptible(_demo(console, size_mb, use_docker, keep, is_beside)))
+    except (DemoFailed, BesideFailed, NodeFailed, NatsMissing, NoContainer) as failed:
         console.print(Text(f"The demo failed: {failed}", "bold red"))
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):  # the former before the demo has begun
@@ -116,12 +118,12 @@ async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
         raise
 
 
-async def _demo(console: Console, size_mb: int, use_docker: bool | None, keep: bool) -> None:
+async def _demo(console: Console, size_mb: int, use_docker: bool | None, keep: bool, is_beside: bool) -> None:
     server = str(uuid4())
     async with AsyncExitStack() as stack:
         directory = await stack.enter_async_context(_directory())
-        game = await _find_game(console, directory, use_docker, stack)
-        running = await _set_up(console, directory, server, size_mb, game, stack)
+        game = await _find_game(console, directory, use_docker, is_beside, stack)
+        running = await _set_up(console, directory, server, size_mb, game, is_beside, stack)
         began = time.monotonic()
         views = await _transfer(console, running, size_mb)
         await _check(console, running, views, time.monotonic() - began)
@@ -142,16 +144,19 @@ def _new_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="transfer-sidecar-demo-")).resolve()
 
 
-async def _find_game(console: Console, directory: Path, use_docker: bool | None, stack: AsyncExitStack) -> Game | None:
+async def _find_game(
+    console: Console, directory: Path, use_docker: bool | None, is_beside: bool, stack: AsyncExitStack
+) -> Game | None:
+    instead = "the daemons run the server in name only" if is_beside else "the files are moved"
     if use_docker is False:
-        console.print("Containers: none, as asked; the files are moved.")
+        console.print(f"Containers: none, as asked; {instead}.")
         return None
     try:
         game = await _in_thread(Game.find, directory)
     except NoContainer as reason:
         if use_docker:
             raise
-        console.print(f"Containers: none, {reason}; the files are moved.")
+        console.print(f"Containers: none, {reason}; {instead}.")
         return None
     stack.push_async_callback(_in_thread, game.remove_all)
     await _in_thread(game.make_image)
@@ -160,7 +165,13 @@ async def _find_game(console: Console, directory: Path, use_docker: bool | None,
 
 
 async def _set_up(
-    console: Console, directory: Path, server: str, size_mb: int, game: Game | None, stack: AsyncExitStack
+    console: Console,
+    directory: Path,
+    server: str,
+    size_mb: int,
+    game: Game | None,
+    is_beside: bool,
+    stack: AsyncExitStack,
 ) -> _Running:
     for name in ("nats", *_NODES):
         (directory / name).mkdir()
@@ -174,12 +185,24 @@ async def _set_up(
         f"{world.symlinks} symbolic links."
     )
     container = f"{directory.name}-source"
-    if game is not None:
+    if game is not None and not is_beside:
         await _in_thread(game.run, container, volume, DATA_TARGET)
-    nodes = {}
+    nodes: dict[str, DemoNode] = {}
+    daemons: dict[str, NodeDaemon] = {}
     for name, (token_id, token) in _NODES.items():
         sections = _sections(panel.url, broker.url, game)
-        if game is not None and name == "node-a":
+        if is_beside:
+            daemons[name] = await stack.enter_async_context(
+                beside.run_daemon(
+                    *(directory / name, name, server, game),
+                    panel_url=panel.url,
+                    token_id=token_id,
+                    token=token,
+                    port=ports[name],
+                )
+            )
+            sections |= daemons[name].sections
+        elif game is not None and name == "node-a":
             # both nodes share this engine, where the destination's container takes the usual name, the UUID
             sections[f"servers.{server}"] = {"container": container}
         nodes[name] = await stack.enter_async_context(
@@ -187,9 +210,14 @@ async def _set_up(
         )
     for node in nodes.values():
         stack.callback(node.begin_stop)
-    console.print(
-        f"Running: panel {panel.url}, bus {broker.url}, " + ", ".join(f"{n} {d.url}" for n, d in nodes.items())
-    )
+    console.print(f"Running: panel {panel.url}, bus {broker.url}")
+    for name, node in nodes.items():
+        console.print(
+            f"  {name} {node.url}" + (f", in front of its daemon {daemons[name].daemon.url}" if daemons else "")
+        )
+    if is_beside:
+        await beside.power_on(nodes["node-a"], server)
+        console.print("Server: started by the daemon of node-a.")
     return _Running(
         server=server,
         panel=panel,
@@ -198,6 +226,7 @@ async def _set_up(
         destination=nodes["node-b"],
         world=world,
         game=game,
+        daemons=daemons,
     )
 
 
@@ -240,42 +269,14 @@ async def _transfer(console: Console, running: _Running, size_mb: int) -> dict[s
             if event is not None:
                 show.feed(event)
 
-        async with _watching(running.nats_url, feed):
+        async with watching(running.nats_url, feed):
             try:
                 await running.panel.panel.start_transfer(
-                    running.server, "node-b", start_on_completion=running.game is not None
+                    running.server, "node-b", start_on_completion=running.game is not None or bool(running.daemons)
                 )
             except TransferNotStarted as refused:
                 raise DemoFailed(f"{refused}\n{running.source.log_tail()}") from refused
             return await _wait_end(running, _PATIENCE_S + size_mb / 5)
-
-
-@contextlib.asynccontextmanager
-async def _watching(nats_url: str, feed: Callable[[Msg], Awaitable[None]]) -> AsyncIterator[None]:
-    """Every event goes to `feed`; what was published before the end of the scope is fed before its end.
-
-    The client library swallows a cancellation that meets it while it sends, and Ctrl-C would be lost. So its calls,
-    all of them short, run in tasks that are never cancelled.
-    """
-
-    async def begin() -> Client:
-        client = await nats.connect(nats_url, connect_timeout=5, max_reconnect_attempts=1)
-        await client.subscribe("transfer.v1.event.>", cb=feed)
-        await client.flush()
-        return client
-
-    async def end() -> None:
-        client = await beginning
-        with contextlib.suppress(nats.errors.Error, OSError):  # the transfer's own end says more
-            await client.flush()
-        await client.close()
-
-    beginning = asyncio.ensure_future(begin())
-    try:
-        await asyncio.shield(beginning)
-        yield
-    finally:
-        await asyncio.shield(asyncio.ensure_future(end()))
 
 
 async def _wait_end(running: _Running, patience_s: float) -> dict[str, dict[str, Any]]:
@@ -314,6 +315,7 @@ def _why(running: _Running, views: Mapping[str, Mapping[str, Any]]) -> str:
 
 async def _check(console: Console, running: _Running, views: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
     """Every claim: the volumes are equal, the panel was told once, the server runs there and not here."""
+    daemons = await _check_daemons(running) if running.daemons else None  # first: the daemon forgets after the trash
     source = await _in_thread(_kept_volume, running.source, running.server)
     volume = running.destination.volumes / running.server
     comparison = await _in_thread(compare, source, volume)
@@ -321,6 +323,8 @@ async def _check(console: Console, running: _Running, views: Mapping[str, Mappin
         shown = "\n".join(f"  {difference}" for difference in comparison.differences[:_SHOWN_DIFFERENCES])
         raise DemoFailed(f"the volumes differ in {len(comparison.differences)} things:\n{shown}")
     _check_panel(running)
+    if daemons is not None:
+        console.print(daemons)
     if running.game is not None:
         here = await _in_thread(running.game.containers_on, running.source.volumes / running.server)
         there = await _in_thread(running.game.containers_on, volume)
@@ -329,6 +333,18 @@ async def _check(console: Console, running: _Running, views: Mapping[str, Mappin
         console.print(f"Container: stopped and removed on node-a, runs as {next(iter(there))} on node-b.")
     wire = views[running.destination.name].get("progress", {}).get("wire_bytes") or 0
     console.print(_summary(comparison, seconds, wire))
+
+
+async def _check_daemons(running: _Running) -> str:
+    """What is shown of them; raises DemoFailed, BesideFailed."""
+    await beside.check(running.source, running.destination, running.server)
+    crashed = [name for name, its in running.daemons.items() if its.daemon.power.crashes]
+    if crashed:
+        raise DemoFailed(f"the crash handler of {' and '.join(crashed)} took the stop for a crash")
+    return (
+        "Daemons: that of node-a stopped the server, saw no crash to mend and has forgotten it; that of node-b knows "
+        "the server, lists it once and runs it."
+    )
 
 
 def _check_panel(running: _Running) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sidecar.demo.game import Game, NoContainer
 from sidecar.demo.node import NodeFailed, free_port, run_node
 from sidecar.demo.run import run
 
@@ -58,9 +59,37 @@ def test_a_server_moves_and_nothing_is_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_beside_daemons_the_server_is_handed_over_and_nothing_is_left(tmp_path: Path) -> None:
+    with demo(tmp_path, "--size", "5", "--no-docker", "--mode", "beside") as process:
+        said, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+    assert "Containers: none, as asked; the daemons run the server in name only" in said
+    assert "handing the server over to the node daemon" in said
+    assert "saw no crash to mend and has forgotten it; that of node-b knows the server, lists it once" in said
+    assert "Verified: " in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_beside_daemons_no_crash_handler_brings_the_container_back(tmp_path: Path) -> None:
+    try:
+        game = Game.find(tmp_path)
+    except NoContainer as reason:
+        pytest.skip(str(reason))
+    with demo(tmp_path, "--size", "5", "--docker", "--mode", "beside") as process:
+        said, _ = process.communicate(timeout=100)
+    game.remove_all()  # what a failed demo left, and the connection
+    assert process.returncode == 0, said
+    assert "that of node-a stopped the server, saw no crash to mend" in said
+    assert "Container: stopped and removed on node-a, runs as " in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["standalone", "beside"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    with demo(tmp_path, "--size", "60", "--no-docker", "--keep") as process:  # which never ends by itself
+def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals, mode: str) -> None:
+    with demo(
+        tmp_path, "--size", "60", "--no-docker", "--keep", "--mode", mode
+    ) as process:  # which never ends by itself
         read_until(process, "Running:")
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 3  # the broker and both nodes
