@@ -41,7 +41,7 @@ from sidecar.engine.services import Receiving, Sending, Services, Timings
 from sidecar.engine.volumes import Volumes
 from sidecar.journal.lock import exclusive
 from sidecar.journal.store import Journal
-from sidecar.ports import Panel, Runtime
+from sidecar.ports import FilePlace, Panel, Runtime
 from sidecar.settings.checks import remarks
 from sidecar.settings.values import Deletion, RuntimeKind, Settings
 from sidecar.wire.destination import DestinationPolicy
@@ -93,7 +93,8 @@ async def running(settings: Settings, *, timings: Timings | None = None) -> Asyn
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(settings.state.dir))  # before anything is recovered
-        workers = 4 + 4 * (settings.transfer.max_outgoing + settings.transfer.max_incoming)
+        transfer, streams = settings.transfer, settings.limits.max_multiplex_streams
+        workers = 4 + 4 * transfer.max_outgoing + (4 + streams) * transfer.max_incoming  # started only when needed
         executor = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="sidecar"))
         daemon = await _daemon(settings, stack)
         runtime = await _runtime(settings, stack, daemon)
@@ -133,6 +134,8 @@ def _services(
     limits, transfer = settings.limits, settings.transfer
     named = {server: override.volume for server, override in settings.servers.named.items() if override.volume}
     owner = settings.servers.owner
+    kept = {FilePlace.BACKUPS: settings.servers.backups, FilePlace.INSTALL_LOGS: settings.servers.install_logs}
+    places = {place: directory for place, directory in kept.items() if directory is not None}
     spool = settings.state.dir / "spool"
     spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Services(
@@ -141,7 +144,7 @@ def _services(
         panel=panel,
         daemon=daemon,
         journal=Journal(settings.state.dir),
-        volumes=Volumes(settings.servers.volumes, named, retain_s=transfer.retain_s),
+        volumes=Volumes(settings.servers.volumes, named, retain_s=transfer.retain_s, filed=places.values()),
         policy=DestinationPolicy(transfer.allowed_destinations),
         extract_limits=ExtractLimits(
             max_entries=limits.max_entries,
@@ -160,6 +163,7 @@ def _services(
             answer_timeout_s=transfer.answer_timeout_s,
             max_entries=limits.max_entries,
             restart_on_failure=settings.containers.restart_on_failure,
+            backups=settings.servers.backups,
         ),
         receiving=Receiving(
             stall_timeout_s=transfer.stall_timeout_s,
@@ -168,6 +172,8 @@ def _services(
             reserve_inodes=limits.reserve_inodes,
             max_part_header_bytes=limits.max_part_header_bytes,
             max_parts=limits.max_parts,
+            max_multiplex_streams=limits.max_multiplex_streams,
+            places=places,
         ),
     )
 

@@ -40,6 +40,14 @@ class _Start(msgspec.Struct, frozen=True):
     token: _Token
     server: _Server | None = None
     backups: Annotated[list[Any], msgspec.Meta(max_length=_MAX_BACKUPS)] | None = None
+    # Fields of Calagopus panels alone: their presence says how the destination wants its backups named.
+    delete_backups: Any | msgspec.UnsetType = msgspec.UNSET
+    archive_format: Any | msgspec.UnsetType = msgspec.UNSET
+    multiplex_streams: Any | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def is_calagopus(self) -> bool:
+        return (self.delete_backups, self.archive_format, self.multiplex_streams) != (msgspec.UNSET,) * 3
 
 
 class _Resolve(msgspec.Struct, frozen=True):
@@ -171,6 +179,8 @@ def _start_transfer(server: str, body: _Start) -> StartTransfer:
         token=body.token,
         start_on_completion=bool(body.server is not None and body.server.start_on_completion),
         backups=tuple(dict.fromkeys(backups)),
+        backup_form="calagopus" if body.is_calagopus else "pelican",
+        delete_backups=body.delete_backups is True,
     )
 
 

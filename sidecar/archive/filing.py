@@ -119,14 +119,13 @@ class Filing:
 
         Raises HostFailed (`disk.failed`).
         """
-        if names:
+        present = [name for name in names if os.path.lexists(self._directory / safe_name(name))]
+        if present:
             with disk_errors(f"cannot move files of {self._directory} to the trash"):
                 make_private(self._layout.staging_root)
                 make_private(self._layout.volume)
-                for name in names:
-                    target = self._directory / safe_name(name)
-                    if os.path.lexists(target):
-                        os.rename(target, self.staged(name))  # noqa: PTH104 - the only name of it
+                for name in present:
+                    os.rename(self._directory / name, self.staged(name))  # noqa: PTH104 - the only name of it
                 fsync_directory(self._layout.volume)
                 fsync_directory(self._directory)
         if is_directory(self._layout.volume):

@@ -17,15 +17,19 @@ that it answers with 200. Of others nothing is known.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from sidecar.archive.durable import disk_errors
+from sidecar.errors import HostFailed
 from sidecar.wire.upload import FilePart
+
+log = logging.getLogger(__name__)
 
 CALAGOPUS_TYPE: Final = "backup/wings"
 READ_BYTES: Final = 512 << 10
@@ -58,6 +62,17 @@ def find_backups(directory: Path | None, wanted: Iterable[str]) -> dict[str, Pat
             if backup is not None and entry.is_file(follow_symlinks=False):
                 found[backup] = max(found.get(backup, Path(entry.path)), Path(entry.path))
     return {backup: found[backup] for backup in wanted if backup in found}
+
+
+def pack(directory: Path | None, wanted: Sequence[str], form: BackupForm) -> dict[str, FilePart]:
+    """The parts of those of the `wanted` backups that are here, by UUID. Blocking. A directory that cannot be read
+    has none: they stay where they are, and nothing of them is deleted."""
+    try:
+        found = find_backups(directory, wanted)
+    except HostFailed as error:
+        log.warning("%s", error.message)
+        return {}
+    return {backup: part_of(path, backup, form) for backup, path in found.items()}
 
 
 def part_of(path: Path, backup: str, form: BackupForm) -> FilePart:

@@ -25,7 +25,9 @@ class StartTransfer(msgspec.Struct, frozen=True, kw_only=True):
     url: str  # the destination's POST /api/transfers
     token: str  # verbatim Authorization value for the destination; a secret
     start_on_completion: bool = False
-    backups: tuple[str, ...] = ()
+    backups: tuple[str, ...] = ()  # UUIDs of those that are to travel too
+    backup_form: Literal["pelican", "calagopus"] = "pelican"  # the names that the destination's family knows
+    delete_backups: bool = False  # those that the destination is known to have kept
 
     def __repr__(self) -> str:
         return f"StartTransfer(server={self.server!r}, url={self.url!r}, token=***)"

@@ -370,7 +370,7 @@ class Incoming(Transfer):
     async def activate(self) -> Event:
         """D7: with the configuration read anew, for the allocations are ours only now."""
         server = self.facts.server
-        if self.facts.files:
+        if self.services.receiving.places:
             await self.services.in_thread(self._cabinet.finish, self.facts.files)
         configuration = await self._read_configuration()
         await self.services.runtime.activate(server, configuration, start=self.facts.start_on_completion)

@@ -225,6 +225,9 @@ class Node:
                 accepted_at=self._services.now(),
                 observed=observed,
                 start_on_completion=request.start_on_completion,
+                backups=request.backups,
+                backup_form=request.backup_form,
+                delete_backups=request.delete_backups,
             )
             state = first(Role.SOURCE, respond_async=respond_async)
             transfer = Outgoing(self._services, state, facts, target=target, token=request.token, caller=caller)

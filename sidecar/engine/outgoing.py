@@ -12,8 +12,11 @@ from contextlib import suppress
 
 import msgspec
 
+from sidecar.archive.filing import Filing
+from sidecar.archive.pipe import PipeClosed
 from sidecar.archive.produce import ArchiveProducer, Dialect
 from sidecar.engine.arbiter import PeerArbiter
+from sidecar.engine.backups import BackupForm, find_backups, kept_backups, pack
 from sidecar.engine.contract import Caller
 from sidecar.engine.notices import NoticeLines
 from sidecar.engine.peer import PeerKind, probe
@@ -29,9 +32,10 @@ from sidecar.lifecycle.stages import Stage
 from sidecar.lifecycle.state import State
 from sidecar.lifecycle.statuses import Status
 from sidecar.ports import Arbiter, RunState, StopHow
+from sidecar.views import TransferView
 from sidecar.wire.destination import Target
 from sidecar.wire.headers import UploadHeaders, encode
-from sidecar.wire.upload import Upload, failure_of
+from sidecar.wire.upload import Answer, FilePart, Upload, failure_of
 
 PROBE_TRIES = 3  # a lost call or a restart of the other node; then the upload would not get through either
 
@@ -59,6 +63,7 @@ class Outgoing(Transfer):
         self._caller = caller
         self._producer: ArchiveProducer | None = None
         self._upload: Upload | None = None
+        self._backups: dict[str, FilePart] = {}  # behind the archive, by UUID
         self._digest = hashlib.sha256()
         self._given_up = False
         self._stays_stopped = False  # it is being deleted: do not start it again
@@ -206,11 +211,33 @@ class Outgoing(Transfer):
         """S5: the volume to trash, the stopped container away."""
         label, now = f"transferred-{self.facts.transfer}", self.services.now()
         await self.services.in_thread(self.services.volumes.trash, self.facts.server, label, now)
+        if self.facts.delete_backups:
+            await self._trash_backups(label)
         try:
             await self.services.runtime.remove(self.facts.server)
         except HostFailed as error:
             self.log.warning("the container of a server that left stays behind: %s", error.message)
         return on.CleanedUp()
+
+    async def _trash_backups(self, label: str) -> None:
+        """The panel wanted them deleted, and the transfer has completed: those that the destination is known to have.
+
+        The panel's DELETE comes before the destination's answer, which tells which those are.
+        """
+        if answering := [task for task in self._running if task.get_name().startswith(Effect.FINISH_UPLOAD)]:
+            await asyncio.wait(answering, timeout=self.services.sending.answer_timeout_s)
+        directory, facts = self.services.sending.backups, self.facts
+        kept = facts.kept_backups if directory is not None else ()
+        if left := [backup for backup in facts.backups if backup not in kept]:
+            self.say(f"Not deleted, for the destination is not known to have them: the backups {', '.join(left)}.")
+        if directory is None or not kept:
+            return
+        found = await self.services.in_thread(find_backups, directory, kept)
+        filing = Filing(directory, facts.transfer)
+        names = [path.name for path in found.values()]
+        await self.services.in_thread(filing.trash, facts.server, label, self.services.now(), names)
+        if names:
+            self.say(f"Moved to the trash: {len(names)} backups that the destination has.")
 
     # -- the upload ----------------------------------------------------------------------------------------------------
     async def send_archive(self) -> Event:
@@ -231,6 +258,8 @@ class Outgoing(Transfer):
         )
         if dialect is Dialect.STRANGER:
             await self._let_the_panel_commit()
+        if self.facts.backups:
+            await self._pack_backups(kind)
         if self._given_up:
             return on.UploadCut()
         began = asyncio.get_running_loop().time()
@@ -263,6 +292,13 @@ class Outgoing(Transfer):
         if self.services.panel is not None:
             committed_at = self._answered_at + self.services.timings.panel_commit_s
             await asyncio.sleep(max(0.0, committed_at - asyncio.get_running_loop().time()))
+
+    async def _pack_backups(self, kind: PeerKind) -> None:
+        form = BackupForm.PELICAN if kind.is_ours else BackupForm(self.facts.backup_form)
+        wanted = self.facts.backups
+        self._backups = await self.services.in_thread(pack, self.services.sending.backups, wanted, form)
+        if missing := [backup for backup in wanted if backup not in self._backups]:
+            self.say(f"Not on this node, and left out: the backups {', '.join(missing)}.")
 
     def _send(self, producer: ArchiveProducer) -> None:
         """In a thread."""
@@ -321,19 +357,30 @@ class Outgoing(Transfer):
         if self._upload is None or self._producer is None:
             raise PeerFailed("peer.reset", "The upload is gone.")
         answer = await self.services.in_thread(self._finish, self._upload, self._producer)
-        if answer is not None:
-            raise answer
+        if answer.status != 200:
+            raise failure_of(answer)
+        if kept := self._kept(answer):
+            with suppress(HostFailed):  # not knowing it costs nothing: nothing is deleted then
+                await self.learn(kept_backups=kept)
+            self.say(f"The destination has {len(kept)} of {len(self._backups)} backups.")
         return on.UploadAccepted()
 
-    def _finish(self, upload: Upload, producer: ArchiveProducer) -> PeerFailed | None:
+    def _kept(self, answer: Answer) -> tuple[str, ...]:
+        """The backups that the destination is known to have."""
+        kind = PeerKind(self.facts.peer_kind)
+        if kind is PeerKind.CALAGOPUS and self.facts.backup_form == BackupForm.CALAGOPUS:
+            return tuple(self._backups)
+        kept = kept_backups(answer.body) if kind.is_ours else ()
+        return tuple(backup for backup in self._backups if backup in kept)
+
+    def _finish(self, upload: Upload, producer: ArchiveProducer) -> Answer:
         """In a thread."""
         try:
             ending = producer.ending()
             self._digest.update(ending)
             upload.send(ending)
-            upload.finish(self._digest.hexdigest())
-            answer = upload.answer()
-            return None if answer.status == 200 else failure_of(answer)
+            upload.finish(self._digest.hexdigest(), files=tuple(self._backups.values()))
+            return upload.answer()
         finally:
             upload.close()
             producer.close()
@@ -364,6 +411,9 @@ class Outgoing(Transfer):
         if PeerKind(self.facts.peer_kind).calls_for_minutes:
             return timings.quarantine_calagopus_s
         return timings.quarantine_s
+
+    def view(self) -> TransferView:
+        return msgspec.structs.replace(super().view(), backups=self.facts.kept_backups)
 
     # -- what others see -----------------------------------------------------------------------------------------------
     def _report(self, seconds: float) -> None:

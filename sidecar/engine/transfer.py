@@ -220,6 +220,17 @@ class Transfer(ABC):
                 self.facts = before  # nothing may be done on the strength of what a restart would not know
                 raise
 
+    async def learn(self, **facts: object) -> None:
+        """As `note`, of single facts, while decisions may be written down at the same time."""
+        async with self._writing:
+            before = self.facts
+            self.facts = msgspec.structs.replace(before, **facts)
+            try:
+                await self._write("Noted", self.state)
+            except HostFailed:
+                self.facts = before
+                raise
+
     async def _write(self, event_name: str, state: State) -> None:
         self._seq += 1
         self.updated_at = self.services.now()

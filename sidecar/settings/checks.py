@@ -120,6 +120,11 @@ def _places(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "servers.volumes", "it must be a directory of its own"
     elif state == volumes or volumes in state.parents:
         yield "state.dir", "it must not be inside servers.volumes, where it would be taken for a server"
+    for name, path in (("backups", settings.servers.backups), ("install_logs", settings.servers.install_logs)):
+        if path is not None and (path == volumes or volumes in path.parents):
+            yield f"servers.{name}", "it must not be inside servers.volumes, where it would be taken for a server"
+    if settings.servers.backups is not None and settings.servers.backups == settings.servers.install_logs:
+        yield "servers.install_logs", "it must be another directory than servers.backups"
     seen: dict[object, str] = {}
     for uuid, override in settings.servers.named.items():
         for name, value in (("volume", override.volume), ("container", override.container)):
@@ -133,6 +138,9 @@ def remarks(settings: Settings) -> Iterator[str]:
     """What works but deserves a word in the log at start. Looks at the disk."""
     if not settings.servers.volumes.is_dir():
         yield f"servers.volumes: {settings.servers.volumes} is not a directory (yet)"
+    for name, path in (("backups", settings.servers.backups), ("install_logs", settings.servers.install_logs)):
+        if path is not None and not path.is_dir():
+            yield f"servers.{name}: {path} is not a directory (yet); transfers that bring such files will fail"
     if settings.containers.stop_timeout_s > _PANEL_WAITS_S and not settings.transfer.respond_async:
         yield (
             f"containers.stop_timeout_s: panels give up a request after {_PANEL_WAITS_S} s, and a caller that hangs up "

@@ -193,6 +193,21 @@ class Servers(Struct, frozen=True, kw_only=True):
             "`transfer.retain_s`, `refuse` answers 409."
         ),
     ] = Deletion.TRASH
+    backups: Annotated[
+        Path | None,
+        Meta(
+            description="Directory of the servers' backups, `<backup's UUID>.tar.gz` each, such as "
+            "`/var/lib/pelican/backups`: backups that a panel names travel from it, and arrive in it. Empty: they stay "
+            "behind, and those that arrive are left out."
+        ),
+    ] = None
+    install_logs: Annotated[
+        Path | None,
+        Meta(
+            description="Directory of installation logs, `<server's UUID>.log` each, such as "
+            "`/var/log/pelican/install`. Empty: those that arrive are left out."
+        ),
+    ] = None
     named: dict[str, ServerOverride] = field(default_factory=dict)  # the tables [servers.<uuid>]
 
 
@@ -342,6 +357,10 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_depth: Annotated[int, Meta(ge=1, le=4096, description="Directories above one entry of an archive.")] = 256
     reserve_bytes: Annotated[int, Meta(ge=0, description="Disk space that a transfer must leave free.")] = 512 * _MIB
     reserve_inodes: Annotated[int, Meta(ge=0, description="Inodes that a transfer must leave free.")] = 1000
+    max_multiplex_streams: Annotated[
+        int,
+        Meta(ge=0, le=64, description="Further requests over which a Calagopus source may deal out one server."),
+    ] = 16
     max_connections: Annotated[int, Meta(ge=8, le=100_000, description="Open connections of all callers.")] = 512
     request_timeout_s: Annotated[
         float, Meta(gt=0, le=600, description="Time for the headers of a request, and for the body of a JSON request.")

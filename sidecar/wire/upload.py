@@ -33,6 +33,7 @@ __all__ = ["Answer", "ExtraPart", "FilePart", "Upload", "failure_of", "fetch_jso
 
 USER_AGENT: Final = f"transfer-sidecar/{__version__}"
 EXCERPT_S: Final = 2.0  # for the body of an answer whose head is there
+ANSWER_BYTES: Final = 64 << 10  # one of our own names the backups that it has kept: a thousand
 HEAD_S: Final = 30.0  # for the rest of a head whose first byte is there: a trickled answer is none
 _FIELD_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -95,7 +96,7 @@ class Upload:
         self._answer_timeout_s = answer_timeout_s
         self._ssl_context = ssl_context
         self._line = Line(target)
-        self._reader = AnswerReader()
+        self._reader = AnswerReader(ANSWER_BYTES)
         self._is_finishing = False
         self.bytes_sent = 0  # of the archive part, taken by this host's kernel
 

@@ -116,6 +116,19 @@ def test_what_is_sent_is_what_the_daemons_send() -> None:
     assert request.content == b'{"backups":[]}' and request.headers["Content-Type"] == "application/json"
 
 
+def test_success_names_the_backups_that_were_kept_and_failure_none() -> None:
+    seen: list[bytes] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.content)
+        return httpx.Response(200, json={})
+
+    backup = "0b7f9e9c-52a4-4a8a-8c3a-6a3f1c1f0001"
+    assert ask(against(handler), lambda http: http.report_success(SERVER, (backup,))) is Verdict.ACCEPTED
+    assert ask(against(handler), lambda http: http.report_failure(SERVER)) is Verdict.ACCEPTED
+    assert seen == [b'{"backups":["%s"]}' % backup.encode(), b'{"backups":[]}']
+
+
 @pytest.mark.parametrize(
     ("status", "verdict"),
     [

@@ -61,6 +61,10 @@ async def test_bodies_of_all_panels_are_taken(changes: dict[str, Any]) -> None:
         assert request.server == SERVER
         assert request.backups == ((OTHER,) if changes.get("backups") else ())
         assert request.start_on_completion is bool((changes.get("server") or {}).get("start_on_completion"))
+        is_calagopus = "multiplex_streams" in changes
+        assert (request.backup_form, request.delete_backups) == (
+            ("calagopus", True) if is_calagopus else ("pelican", False)
+        )
 
 
 @in_loop

@@ -93,6 +93,12 @@ class Rig:
                 await asyncio.sleep(0.002)
         return view
 
+    def keep(self, backup: str, content: bytes) -> Path:
+        """A backup of a server of this node."""
+        path = self.home / FilePlace.BACKUPS.value / f"{backup}.tar.gz"
+        path.write_bytes(content)
+        return path
+
     def trash(self) -> list[Path]:
         root = self.volumes / ".sidecar-trash"
         return sorted(root.glob("*/volume")) if root.is_dir() else []

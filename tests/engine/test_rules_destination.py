@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from sidecar.engine.services import Receiving
 from sidecar.errors import HostFailed
 from sidecar.lifecycle.statuses import Role
 from tests.engine.pair import PAIR, Pair, forget_after, running_pair, soon
@@ -686,14 +687,19 @@ def test_a_cancel_past_the_commit_closes_the_window_and_tells_the_truth(tmp_path
 
 @pytest.mark.parametrize("headers", [{"Multiplex-Stream-Count": "2"}, {"Multiplex-Stream": "1"}])
 def test_a_share_of_a_server_is_never_taken_for_the_whole(tmp_path: Path, headers: dict[str, str]) -> None:
-    """Strangers: a Calagopus source may deal its files out over several requests; it gets no answer, and nothing is
-    received: a part that was committed as the whole would lose the rest."""
+    """Strangers: a Calagopus source may deal its files out over several requests; where one of them does not come it
+    gets no answer, and nothing is committed: a part that was taken for the whole would lose the rest."""
 
     async def scenario() -> None:
-        async with from_a_stranger(tmp_path) as (pair, _):
+        timings = msgspec.structs.replace(PAIR, join_s=0.05)
+        receiving = Receiving(stall_timeout_s=0.2, reserve_bytes=0, reserve_inodes=0)
+        async with from_a_stranger(tmp_path, timings=timings, receiving=receiving) as (pair, _):
             async with raw_upload(pair.b, body_of(), headers=headers) as upload:
                 assert await upload.status() == 0
-            assert pair.b.node.views() == [] and pair.silent() and not pair.b.volume().exists()
+            has_begun = "Multiplex-Stream-Count" in headers
+            assert [view.status for view in pair.b.node.views()] == ["failed"] * has_begun
+            assert pair.silent() is not has_begun
+            assert not pair.b.volume().exists() and pair.b.staging() == []
 
     asyncio.run(scenario())
 
