@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _KILL_WAIT_S: Final = 10.0  # after the daemon's kill: the engine's own clean-up
 _NOTHING: Final = Seen()
+_UNSEEN: Final = "unseen"  # without an engine: the daemon runs it, in a container that nobody here can name
 
 
 class BesideRuntime:
@@ -77,7 +78,7 @@ class BesideRuntime:
         """As `ports.Runtime.observe`; raises HostFailed (`daemon.*`) too. MISSING: the daemon does not know it."""
         state, seen = await self._daemon.state(server), await self._look(server)
         if not seen.is_still or state not in (None, DaemonState.OFFLINE):
-            return Observed(RunState.RUNNING, seen.container)
+            return Observed(RunState.RUNNING, _UNSEEN if self._containers is None else seen.container)
         if state is None and seen.container is None:
             return Observed(RunState.MISSING)
         return Observed(RunState.STOPPED, seen.container)

@@ -271,7 +271,8 @@ class HttpDaemon:
                 await asyncio.to_thread(_take_away, place)
                 raise self._refused("delete a server", status, body)
             self._deleting.add(server)
-        if server in self._deleting:
+        # After a restart only the stand-in tells of a deletion that was asked for before.
+        if server in self._deleting or await asyncio.to_thread(_is_stand_in, place):
             await self._wait_deleted(server, place)
             self._deleting.discard(server)
 
@@ -285,7 +286,8 @@ class HttpDaemon:
         except TimeoutError as error:
             raise HostFailed(
                 "daemon.refused",
-                f"the node daemon did not finish deleting server {server} within {self._forget_s:g} s",
+                f"the node daemon did not finish deleting server {server} within {self._forget_s:g} s (where it was "
+                f"restarted meanwhile it never will: remove the empty directory {place})",
                 timeout_s=self._forget_s,
             ) from error
 
@@ -408,6 +410,12 @@ def _stand_in(place: Path, server: str) -> None:
             ) from None
     except OSError as error:
         raise HostFailed("disk.failed", f"the volume's place cannot be marked: {error.strerror}") from error
+
+
+def _is_stand_in(place: Path) -> bool:
+    with suppress(OSError):
+        return not place.is_symlink() and place.is_dir() and not any(place.iterdir())
+    return False
 
 
 def _take_away(place: Path) -> None:

@@ -20,6 +20,7 @@ import re
 from typing import Final
 
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from sidecar.api.auth import NodeAuth, maybe_uuid
@@ -189,8 +190,9 @@ class ServerRoute:
         except HostFailed as error:
             await refuse(error, scope, receive, send)
             return
+        tells_daemon = True
         try:
-            await self._transfers.delete_server(server)
+            tells_daemon = await self._transfers.delete_server(server)
             _log.info("server %s deleted by the panel", server, extra={"request_id": request_id(scope)})
         except Refused as refused:
             if refused.code != "server.unknown":  # its files are gone already; the daemon may still know of it
@@ -199,7 +201,12 @@ class ServerRoute:
         except BaseException:
             line.abort()
             raise
-        await self._front.exchange(line, scope, receive, send)
+        if tells_daemon:
+            await self._front.exchange(line, scope, receive, send)
+            return
+        # The daemon deletes what it finds: it is told by the transfer, once the files are known to be nobody's here.
+        line.abort()
+        await Response(status_code=204)(scope, receive, send)
 
 
 async def refuse(error: SidecarError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -133,10 +133,11 @@ class FakeTransfers:
         self.cancelled.append((server, role))
         return self.current[server]
 
-    async def delete_server(self, server: str) -> None:
+    async def delete_server(self, server: str) -> bool:
         self._maybe_fail("delete_server")
         await self.server(server)
         self.deleted.append(server)
+        return True
 
     async def resolve(self, server: str, outcome: Literal["completed", "failed"]) -> TransferView:
         self._maybe_fail("resolve")
