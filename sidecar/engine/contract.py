@@ -97,8 +97,11 @@ class Transfers(Protocol):
         Raises Refused (`transfer.none`).
         """
 
-    async def delete_server(self, server: str) -> None:
+    async def delete_server(self, server: str) -> bool:
         """The panel's DELETE: the server has left (or is deleted by an operator): its volume goes to trash.
+
+        Returns whether a daemon beside this node may be told now: the files have left their place. False: a transfer
+        sees to the files and tells the daemon, when it knows whose the server is; until then they stay.
 
         Raises Refused (`server.unknown`, `server.deletion_refused`).
         """

@@ -350,7 +350,7 @@ class Node:
         await transfer.ask(on.Resolved(outcome))
         return transfer.view()
 
-    async def delete_server(self, server: str) -> None:
+    async def delete_server(self, server: str) -> bool:
         if self._refuse_deletion:
             raise Refused("server.deletion_refused", "The settings of this node refuse the deletion of servers.")
         transfer = self._newest.get(server)
@@ -359,9 +359,10 @@ class Node:
                 # Before the commit there is nothing of ours to delete; after it the transfer itself finds out whose
                 # the server is, and moves the volume to trash if it is not ours (D8).
                 if transfer.state.stage is not Stage.ACTIVATING:
-                    with suppress(Refused):
-                        await transfer.ask(on.CancelRequested())
-                    return
+                    if not transfer.state.in_doubt:  # one panel deletes here when it is told of our own failure
+                        with suppress(Refused):
+                            await transfer.ask(on.CancelRequested())
+                    return False
                 await transfer.wait_until(lambda state: state.is_final)  # it is ours: an ordinary deletion
             if transfer.state.stage in (Stage.STOPPING, Stage.SENDING, Stage.CUTTING):
                 with suppress(Refused):
@@ -369,13 +370,14 @@ class Node:
                 await transfer.wait_until(lambda state: state.is_final or state.in_doubt)
         if transfer is not None and transfer.state.in_doubt:
             await self._delete_departed(transfer)
-            return
+            return False
         if (departure := self._departure(server)) is not None:
             await self._delete_departed(departure)
-            return
+            return False
         if isinstance(transfer, Outgoing):
             await transfer.leave_stopped()
         await self._delete_own(server)
+        return True
 
     async def _delete_departed(self, transfer: Transfer) -> None:
         """S3d, S5: the panel's DELETE after a transfer. Answered at once; the files go when the oracle agrees."""

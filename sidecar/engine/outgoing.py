@@ -215,6 +215,8 @@ class Outgoing(Transfer):
             await self._trash_backups(label)
         try:
             await self.services.runtime.remove(self.facts.server)
+            if self.services.daemon is not None:  # only now: it deletes what it finds at the volume's place
+                await self.services.daemon.forget(self.facts.server)
         except HostFailed as error:
             self.log.warning("the container of a server that left stays behind: %s", error.message)
         return on.CleanedUp()
