@@ -255,6 +255,8 @@ class Incoming(Transfer):
 
     def view(self) -> TransferView:
         backups = tuple(file.backup for file in self.facts.files if file.backup is not None)
+        if self.state.beside:  # the daemon tells the panel, and names none: the source must keep its own
+            backups = ()
         return msgspec.structs.replace(super().view(), backups=backups)
 
     async def stop_receipt(self) -> Event:

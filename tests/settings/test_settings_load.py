@@ -177,6 +177,8 @@ def test_every_kind_of_value_from_the_environment(tmp_path: Path) -> None:
         ("[servers]\nvolumes = ''", "servers.volumes: it must not be empty"),
         ("[servers]\nvolumes = '/'", "servers.volumes: it must be a directory of its own"),
         ("[servers]\nvolumes = '/v'\n[state]\ndir = '/v/state'", "state.dir: it must not be inside servers.volumes"),
+        ("[servers]\nvolumes = '/v'\nbackups = '/v/b'", "servers.backups: it must not be inside servers.volumes"),
+        ("[servers]\nbackups = '/b'\ninstall_logs = '/b'", "servers.install_logs: it must be another directory"),
         ("[servers.one]\nvolume = '/a'", "servers.one: the UUID of a server is needed"),
         (f"[servers.{UUID}]\nvolum = '/a'", f"servers.{UUID}.volum: there is no such setting; did you mean volume?"),
         (
