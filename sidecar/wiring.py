@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -52,6 +52,7 @@ from sidecar.wire.server import is_nothing
 log = logging.getLogger(__name__)
 
 CONSOLE_BYTES = 32 * 1024
+CANCEL_AGAIN_S = 0.5
 DAEMON_CALL_S = 10.0  # it is on this machine
 BUS_FLUSH_S = 2.0  # at the end: the last events of a drained node
 
@@ -332,8 +333,8 @@ async def _cancelled_at_the_end() -> AsyncIterator[Callable[[asyncio.Task[None]]
     try:
         yield tasks.append
     finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        left = set(tasks)
+        while left:  # more than once: the bus's client library swallows a cancellation that meets it while it flushes
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)

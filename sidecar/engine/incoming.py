@@ -233,6 +233,7 @@ class Incoming(Transfer):
             received = await streams.receive(staging, attachments)
         await self.note(msgspec.structs.replace(self.facts, files=received.files))
         self._notices.summary()
+        self.meter.total_bytes = self.meter.content_bytes  # the source counts each name of a hard link
         self._report(received, asyncio.get_running_loop().time() - began)
         return on.BodyVerified()
 

@@ -49,7 +49,7 @@ class Node:
         self._refuse_deletion = refuse_deletion
         self._transfers: dict[str, Transfer] = {}  # by transfer id, oldest first
         self._newest: dict[str, Transfer] = {}  # by server
-        self._reserved: set[str] = set()  # servers for which a transfer is about to begin
+        self._reserved: dict[str, Role | None] = {}  # servers for which a transfer is about to begin; None: a deletion
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._arrivals = Arrivals()
         self._group: asyncio.TaskGroup | None = None
@@ -137,15 +137,15 @@ class Node:
         active = sum(
             t.state.role is role and t.state.holds_slot and not t.state.is_final for t in self._transfers.values()
         )
-        if self._draining or active + len(self._reserved) >= self._limits[role]:
+        if self._draining or active + list(self._reserved.values()).count(role) >= self._limits[role]:
             raise Refused(
                 "transfer.too_many", "This node takes no more transfers at the moment.", limit=self._limits[role]
             )
-        self._reserved.add(server)
+        self._reserved[server] = role
         try:
             yield
         finally:
-            self._reserved.discard(server)
+            del self._reserved[server]
 
     def _remember(self, transfer: Transfer) -> None:
         """At recovery the order is that of clocks, which may have been set back: who holds the slot stays newest."""
@@ -156,10 +156,12 @@ class Node:
 
     async def _forget_old(self) -> None:
         ended = [t for t in self._transfers.values() if t.facts.transfer not in self._tasks and not self._is_needed(t)]
-        for transfer in ended[: max(0, len(ended) - HISTORY)]:
+        doomed = ended[: max(0, len(ended) - HISTORY)]
+        for transfer in doomed:  # all before the first await: several transfers end at once
             del self._transfers[transfer.facts.transfer]
             if self._newest.get(transfer.facts.server) is transfer:
                 del self._newest[transfer.facts.server]
+        for transfer in doomed:
             await self._services.in_thread(self._services.journal.forget, transfer.facts.transfer)
 
     def _is_needed(self, transfer: Transfer) -> bool:
@@ -381,16 +383,33 @@ class Node:
 
     async def _delete_departed(self, transfer: Transfer) -> None:
         """S3d, S5: the panel's DELETE after a transfer. Answered at once; the files go when the oracle agrees."""
-        if transfer.facts.transfer in self._tasks:
+        running = self._tasks.get(transfer.facts.transfer)
+        if running is not None:
             with suppress(Refused):
                 await transfer.ask(on.ServerDeleted())
-        else:
-            self._run(transfer, told=on.ServerDeleted())
-            await transfer.wait_until(lambda state: state.delete_requested)
-            await transfer.wait_until(lambda state: not state.owes_cleanup)
+                return
+            await asyncio.wait({running})  # it was just ending
+        if transfer.state.delete_requested:
+            return
+        self._run(transfer, told=on.ServerDeleted())
+        await transfer.wait_until(lambda state: state.delete_requested)
+        await transfer.wait_until(lambda state: not state.owes_cleanup)
 
     async def _delete_own(self, server: str) -> None:
-        """An ordinary deletion: the server is stopped, its container removed, its files go to trash."""
+        """An ordinary deletion: the server is stopped, its container removed, its files go to trash.
+
+        Nothing may arrive or leave meanwhile: what this looked at must be what it deletes.
+        """
+        newest = self._newest.get(server)
+        if server in self._reserved or (newest is not None and not newest.state.is_final):
+            raise Refused("transfer.exists", "A transfer of this server has begun.")
+        self._reserved[server] = None
+        try:
+            await self._delete_undisturbed(server)
+        finally:
+            del self._reserved[server]
+
+    async def _delete_undisturbed(self, server: str) -> None:
         volumes, runtime = self._services.volumes, self._services.runtime
         has_volume = await self._services.in_thread(volumes.has, server)
         observed = await runtime.observe(server)

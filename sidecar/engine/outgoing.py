@@ -303,7 +303,13 @@ class Outgoing(Transfer):
             self.say(f"Not on this node, and left out: the backups {', '.join(missing)}.")
 
     def _send(self, producer: ArchiveProducer) -> None:
-        """In a thread."""
+        """In a thread. Raises PeerFailed (`transfer.cancelled`) where it was given up meanwhile."""
+        try:
+            self._send_pieces(producer)
+        except PipeClosed as error:
+            raise PeerFailed("transfer.cancelled", "The upload was given up.") from error
+
+    def _send_pieces(self, producer: ArchiveProducer) -> None:
         assert self._target is not None
         scan = producer.scan()
         headers = UploadHeaders(

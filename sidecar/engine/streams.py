@@ -110,7 +110,7 @@ class Streams:
         self._given_up = True
         self._changed.set()
         for receipt in self._receipts:
-            receipt.give_up()
+            self._services.executor.submit(receipt.give_up)  # it waits for its threads, and they for the disk
 
     def close(self) -> None:
         """Break every connection."""

@@ -67,6 +67,7 @@ class Transfer(ABC):
         self._changed = asyncio.Condition()
         self._running: set[asyncio.Task[None]] = set()
         self._broken = False
+        self._unwritten: str | None = None  # why the latest decision is not on disk yet
         self._answered_at = self._accepted_monotonic
 
     # -- what each end adds --------------------------------------------------------------------------------------------
@@ -253,9 +254,11 @@ class Transfer(ABC):
                 await self._write(event_name, state)
             except HostFailed as error:
                 self.log.error("%s (try %d)", error.message, backoff.tries)
+                self._unwritten = error.message
                 if backoff.tries == 1:
                     self.say(f"Waiting: a decision cannot be written down. {error.message}")
             else:
+                self._unwritten = None
                 return
 
     # -- what others see -----------------------------------------------------------------------------------------------
@@ -368,6 +371,10 @@ class Transfer(ABC):
             return "A bug stopped this transfer. Nothing was deleted: see the log, then restart the sidecar."
         if self.state.stage is Stage.MENDING and self.backoff.tries > 3:
             return "The node daemon does not answer: start it. The files of the server are safe."
+        if self._unwritten is not None:
+            return f"A decision waits because it cannot be written down; nothing is lost. {self._unwritten}"
+        if self.state.stage is Stage.COMMITTING and self.backoff.tries > 3:
+            return "The verified files cannot be moved into place: see the log. Nothing is lost; it is tried for ever."
         if self.state.stage in IN_DOUBT and self.backoff.tries > 3:
             return (
                 "The outcome is unknown because the arbiter does not answer; it is asked for ever. If it never comes "

@@ -24,6 +24,7 @@ from sidecar.lifecycle.statuses import Role, Status
 
 log = logging.getLogger(__name__)
 
+PROBE_BYTES = 16 * 1024  # some ten decisions
 _NAME = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.journal$")
 
 
@@ -52,8 +53,17 @@ class Journal:
 
     def check(self) -> None:
         """Readiness: raise HostFailed (`journal.failed`) unless decisions can be written down."""
-        if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK):
-            raise HostFailed("journal.failed", f"The journal {self._directory} cannot be read and written.")
+        probe = self._directory / ".probe"
+        try:
+            descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, b"\0" * PROBE_BYTES)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+                probe.unlink()
+        except OSError as error:
+            raise _failed(self._directory, error) from error
 
     def append(self, record: Record) -> None:
         """Write one record durably, or not at all.

@@ -98,3 +98,48 @@ def test_a_server_that_is_deleted_while_its_container_is_made_goes_to_trash(tmp_
             assert tree_of(item) == before
 
     asyncio.run(scenario())
+
+
+def test_nothing_arrives_while_a_server_is_deleted(tmp_path: Path) -> None:
+    """A stray volume is deleted; an upload of that server meanwhile gets 409 and is not what is deleted."""
+
+    async def scenario() -> None:
+        async with running_node(tmp_path / "a", "a") as a, running_node(tmp_path / "b", "b") as b:
+            grow_world(a.volume())
+            a.runtime.add(SERVER, running=True)
+            grow_world(b.volume())
+            looking, looked = asyncio.Event(), asyncio.Event()
+            held = b.runtime.observe
+
+            async def observe(server: str) -> Observed:
+                looking.set()
+                await looked.wait()
+                return await held(server)
+
+            b.runtime.observe = observe  # type: ignore[method-assign]
+            deleting = asyncio.create_task(api(b, "DELETE", f"/api/servers/{SERVER}"))
+            await asyncio.wait_for(looking.wait(), 10)
+            await a.node.start(request_to(b), caller=None, respond_async=False)
+            # Standalone the source then asks b how it ended, which b can say once the deletion is over.
+            async with asyncio.timeout(10):
+                while SERVER not in a.runtime.running:  # noqa: ASYNC110 - the fake has no wait
+                    await asyncio.sleep(0.005)
+            assert a.node.views()[0].reason == "peer.status" and b.node.views() == []
+            looked.set()
+            assert (await deleting).status_code == 204
+            assert len(b.trash()) == 1 and not b.volume().exists()
+
+    asyncio.run(scenario())
+
+
+def test_a_cancel_at_the_source_is_no_bug(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with running_node(tmp_path / "a", "a") as a, running_node(tmp_path / "b", "b") as b:
+            grow_world(a.volume(), big_bytes=60_000_000)
+            await a.node.start(request_to(b), caller=None, respond_async=False)
+            await b.stage("receiving")
+            await api(a, "DELETE", f"/api/servers/{SERVER}/transfer")
+            assert (await a.settled()).status == "cancelled"
+
+    asyncio.run(scenario())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
