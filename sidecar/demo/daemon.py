@@ -239,8 +239,9 @@ class StandInDaemon:
         if refusal is not None:
             return refusal
         fault = self._next_fault(route)
+        released = self._released  # a release while the call is still at work counts for its hold behind it
         if fault == "hold":
-            await self._released.wait()
+            await released.wait()
         elif fault.startswith("delay:"):
             await asyncio.sleep(float(fault.removeprefix("delay:")))
         elif fault.isdigit():
@@ -252,7 +253,7 @@ class StandInDaemon:
         request.state.fault = fault
         response = await handle(request)
         if fault == "hold-after":
-            await self._released.wait()
+            await released.wait()
         return Dropped() if fault == "drop-after" else response
 
     def _next_fault(self, route: str) -> str:

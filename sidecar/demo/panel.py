@@ -309,6 +309,7 @@ class StandInPanel:
             await request.body()
             caller = self._caller(request)
             fault = self._next_fault(route)
+            released = self._released  # a release while the call is still at work counts for its hold behind it
             if self.before_call is not None:
                 self.before_call(route)
             await self._wait(fault)
@@ -328,7 +329,7 @@ class StandInPanel:
             status = None if isinstance(response, Dropped) else response.status_code
             await self._record(route, name, request.method, request.url.path, status)
             if fault == "hold-after":
-                await self._released.wait()
+                await released.wait()
             return response
 
         return answer
