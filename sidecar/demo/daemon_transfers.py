@@ -5,28 +5,47 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 import jwt
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from sidecar.demo import daemon_words as words
+from sidecar.demo.daemon_panel import PanelCalls
 from sidecar.demo.daemon_receipt import ReceiptFailed, parts_of, receive
-from sidecar.demo.daemon_servers import DaemonServer
+from sidecar.demo.daemon_servers import DaemonServer, Power
 from sidecar.demo.loopback import Dropped
 from sidecar.demo.panel_documents import Family
 
-if TYPE_CHECKING:
-    from sidecar.demo.daemon import StandInDaemon
-
 log = logging.getLogger(__name__)
+
+
+class Receiving(Protocol):
+    """What a reception needs of its daemon."""
+
+    family: Family
+    panel: PanelCalls
+    power: Power
+    servers: list[DaemonServer]
+    booted: float
+
+    def find(self, server: str) -> DaemonServer | None: ...
+
+    def volume_path(self, server: str) -> Path: ...
+
+    def unregister(self, server: str) -> None: ...
+
+    def destroy(self, server: str) -> None: ...
+
+    def die(self) -> None: ...
 
 
 class Reception:
     """Of one daemon. `owner` of the files; None: the process's own."""
 
-    def __init__(self, daemon: StandInDaemon, *, token: str, owner: tuple[int, int] | None) -> None:
+    def __init__(self, daemon: Receiving, *, token: str, owner: tuple[int, int] | None) -> None:
         self._daemon = daemon
         self._token = token
         self._owner = owner

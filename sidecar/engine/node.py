@@ -15,11 +15,11 @@ from typing import Literal
 
 import msgspec
 
+from sidecar.engine.arrivals import Arrivals
 from sidecar.engine.contract import Caller, IncomingUpload, ServerView, SourceCut, StartTransfer
 from sidecar.engine.incoming import Incoming
 from sidecar.engine.outgoing import Outgoing
 from sidecar.engine.services import Services
-from sidecar.engine.streams import Arrivals
 from sidecar.engine.transfer import Transfer, not_transferring
 from sidecar.errors import HostFailed, Refused, SidecarError
 from sidecar.journal.records import IncomingFacts, OutgoingFacts
