@@ -25,7 +25,6 @@ from sidecar.adapters.docker_containers import DockerRuntime
 from sidecar.adapters.no_containers import NoRuntime
 from sidecar.adapters.panel_http import HttpPanel
 from sidecar.api.app import Beside, build_app
-from sidecar.api.auth import NodeAuth
 from sidecar.api.front import is_passed_on
 from sidecar.api.health import Check, Readiness
 from sidecar.api.reading import ApiLimits
@@ -36,6 +35,7 @@ from sidecar.bus.connection import BusConnection, check_bus
 from sidecar.bus.mirror import Mirror
 from sidecar.bus.settings import BusSettings
 from sidecar.bus.subjects import Subjects
+from sidecar.calls.auth import NodeAuth
 from sidecar.engine.node import Node
 from sidecar.engine.services import Receiving, Sending, Services, Timings
 from sidecar.engine.volumes import Volumes

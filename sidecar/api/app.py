@@ -22,17 +22,18 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sidecar.api.auth import NodeAuth
 from sidecar.api.destinations import DestinationRoutes
 from sidecar.api.front import PASSED_ON_KEY, Front, ServerRoute, is_own
 from sidecar.api.front_line import DaemonAddress, FrontLimits
 from sidecar.api.health import Readiness
 from sidecar.api.passthrough import PassThrough
-from sidecar.api.problems import INTERNAL, problem
+from sidecar.api.problems import problem
 from sidecar.api.reading import REQUEST_ID_KEY, ApiLimits, CallerGone, NoAnswer, maybe_connection, request_id
 from sidecar.api.sources import SourceRoutes
 from sidecar.api.system import EngineInfo, SystemRoutes
 from sidecar.api.websocket import Sockets, SocketSettings
+from sidecar.calls.auth import NodeAuth
+from sidecar.calls.problems import INTERNAL
 from sidecar.engine.contract import SourceCut, Transfers
 from sidecar.engine.log_lines import printable
 from sidecar.errors import HostFailed, Refused, SidecarError

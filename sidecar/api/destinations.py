@@ -21,10 +21,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sidecar import __version__
-from sidecar.api.auth import NodeAuth, maybe_uuid
-from sidecar.api.problems import INTERNAL, json_response, problem
+from sidecar.api.problems import json_response, problem
 from sidecar.api.reading import ApiLimits, NoAnswer, maybe_connection, read_json, request_id, server_in_path
-from sidecar.api.sources import shown
+from sidecar.calls.auth import NodeAuth, maybe_uuid
+from sidecar.calls.problems import INTERNAL
+from sidecar.calls.transfers import shown
 from sidecar.engine.contract import IncomingUpload, SourceCut, Transfers
 from sidecar.engine.log_lines import printable
 from sidecar.errors import HostFailed, Refused, SidecarError

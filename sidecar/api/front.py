@@ -23,11 +23,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from sidecar.api.auth import NodeAuth, maybe_uuid
 from sidecar.api.front_headers import end_to_end, first, forwarded
 from sidecar.api.front_line import DaemonAddress, FrontLimits, Line, LineBroken
 from sidecar.api.problems import problem
 from sidecar.api.reading import CallerGone, NoAnswer, maybe_connection, request_id
+from sidecar.calls.auth import NodeAuth, maybe_uuid
 from sidecar.engine.contract import Transfers
 from sidecar.engine.log_lines import printable
 from sidecar.errors import HostFailed, Refused, SidecarError

@@ -17,12 +17,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from sidecar.api.auth import NodeAuth, SocketClaims
 from sidecar.api.dialects import Speaker
 from sidecar.api.front_headers import for_handshake
 from sidecar.api.front_line import FrontLimits
 from sidecar.api.reading import request_id
 from sidecar.api.websocket import LOGS_PERMISSION, SocketSettings
+from sidecar.calls.auth import NodeAuth, SocketClaims
 from sidecar.engine.contract import Transfers
 from sidecar.errors import Refused
 from sidecar.lifecycle.statuses import Role

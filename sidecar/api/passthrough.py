@@ -33,13 +33,13 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.typing import Subprotocol
 
-from sidecar.api.auth import NodeAuth, maybe_uuid
 from sidecar.api.front_headers import end_to_end, first, for_handshake, forwarded
 from sidecar.api.front_line import DaemonAddress, FrontLimits
 from sidecar.api.front_session import CLOSE_S, Session
 from sidecar.api.problems import problem
 from sidecar.api.reading import request_id
 from sidecar.api.websocket import Sockets, SocketSettings
+from sidecar.calls.auth import NodeAuth, maybe_uuid
 from sidecar.engine.contract import Transfers
 from sidecar.engine.log_lines import printable
 from sidecar.errors import HostFailed, Refused, SidecarError

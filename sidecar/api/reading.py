@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sidecar.api.auth import maybe_uuid
+from sidecar.calls.auth import maybe_uuid
+from sidecar.calls.transfers import decode
 from sidecar.errors import Refused
 
 if TYPE_CHECKING:
@@ -94,9 +95,4 @@ async def read_json(request: Request, shape: type[T], limits: ApiLimits) -> T:
         ) from error
     except ClientDisconnect as error:
         raise CallerGone from error
-    try:
-        return msgspec.json.decode(body, type=shape)
-    except msgspec.ValidationError as error:
-        raise Refused("request.invalid", f"The request body does not fit: {error}.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused("request.malformed", f"The request body is not JSON: {error}.") from error
+    return decode(body, shape)

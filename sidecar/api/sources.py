@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sidecar.api.auth import MAX_TOKEN_CHARS, NodeAuth, maybe_uuid
 from sidecar.api.problems import json_response
 from sidecar.api.reading import ApiLimits, maybe_connection, read_json, request_id, server_in_path
-from sidecar.engine.contract import ServerView, StartTransfer, Transfers
-from sidecar.errors import Refused
+from sidecar.calls.auth import NodeAuth
+from sidecar.calls.transfers import StartBody, not_remembered, shown, start_transfer
+from sidecar.engine.contract import ServerView, Transfers
 from sidecar.lifecycle.statuses import Role
 from sidecar.views import TransferView
 
 _log = logging.getLogger(__name__)
-
-_MAX_URL_CHARS = 2_048  # what proxies and browsers take
-_MAX_BACKUPS = 1_000  # a panel keeps a few per server
-
-_Url = Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_URL_CHARS)]
-_Token = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TOKEN_CHARS + len("Bearer "))]
-
-
-class _Server(msgspec.Struct, frozen=True):
-    uuid: str | None = None
-    start_on_completion: bool | None = None
-
-
-class _Start(msgspec.Struct, frozen=True):
-    """The documented body. The documents require `server`; the daemons and one panel do without, and so do we."""
-
-    url: _Url
-    token: _Token
-    server: _Server | None = None
-    backups: Annotated[list[Any], msgspec.Meta(max_length=_MAX_BACKUPS)] | None = None
-    # Fields of Calagopus panels alone: their presence says how the destination wants its backups named.
-    delete_backups: Any | msgspec.UnsetType = msgspec.UNSET
-    archive_format: Any | msgspec.UnsetType = msgspec.UNSET
-    multiplex_streams: Any | msgspec.UnsetType = msgspec.UNSET
-
-    @property
-    def is_calagopus(self) -> bool:
-        return (self.delete_backups, self.archive_format, self.multiplex_streams) != (msgspec.UNSET,) * 3
 
 
 class _Resolve(msgspec.Struct, frozen=True):
@@ -77,10 +48,10 @@ class SourceRoutes:
 
     async def start(self, request: Request) -> Response:
         server = self._checked(request)
-        body = await read_json(request, _Start, self._limits)
+        body = await read_json(request, StartBody, self._limits)
         prefers_async = _prefers_async(request)
         view = await self._transfers.start(
-            _start_transfer(server, body),
+            start_transfer(server, body),
             caller=maybe_connection(request.scope),
             respond_async=self._respond_async or prefers_async,
         )
@@ -98,7 +69,7 @@ class SourceRoutes:
     async def show(self, request: Request) -> Response:
         view = self._transfers.view(self._checked(request))
         if view is None:
-            raise Refused("transfer.unknown", "This node remembers no transfer of that server.")
+            raise not_remembered()
         return json_response(shown(view))
 
     async def resolve(self, request: Request) -> Response:
@@ -127,14 +98,6 @@ class SourceRoutes:
         return server_in_path(request.scope)
 
 
-def shown(view: TransferView) -> dict[str, Any]:
-    """A transfer as JSON: the view's fields and the percentage that follows from them."""
-    body: dict[str, Any] = msgspec.to_builtins(view)
-    percent = view.progress.percent
-    body["progress"]["percent"] = None if percent is None else round(percent, 2)
-    return body
-
-
 def _shown_server(view: ServerView) -> dict[str, Any]:
     """The daemons' shape. What a sidecar does not measure is zero; panels show it and decide nothing by it."""
     return {
@@ -153,35 +116,6 @@ def _shown_server(view: ServerView) -> dict[str, Any]:
         },
         "configuration": {"uuid": view.uuid},
     }
-
-
-def _start_transfer(server: str, body: _Start) -> StartTransfer:
-    if body.server is not None and body.server.uuid is not None and maybe_uuid(body.server.uuid) != server:
-        raise Refused("request.invalid", "The body's server.uuid is not the server of the path.", field="server.uuid")
-    try:
-        url = urlsplit(body.url)
-        is_usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        is_usable = False
-    if not is_usable or not body.url.isprintable() or " " in body.url:
-        raise Refused("request.invalid", "The body's url is not an http or https URL.", field="url")
-    if not body.token.isascii() or not body.token.isprintable():  # it becomes a header: no line may end in it
-        raise Refused("request.invalid", "The body's token cannot stand in a header.", field="token")
-    backups = []
-    for backup in body.backups or []:
-        name = maybe_uuid(backup)
-        if name is None:
-            raise Refused("request.invalid", "The body's backups are not a list of UUIDs.", field="backups")
-        backups.append(name)
-    return StartTransfer(
-        server=server,
-        url=body.url,
-        token=body.token,
-        start_on_completion=bool(body.server is not None and body.server.start_on_completion),
-        backups=tuple(dict.fromkeys(backups)),
-        backup_form="calagopus" if body.is_calagopus else "pelican",
-        delete_backups=body.delete_backups is True,
-    )
 
 
 def _prefers_async(request: Request) -> bool:

@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sidecar import __version__
-from sidecar.api.auth import NodeAuth
 from sidecar.api.health import Readiness
 from sidecar.api.problems import json_response
+from sidecar.calls.auth import NodeAuth
 from sidecar.errors import SidecarError
 
 # What the container engine's `GET /info` answers, or None without an engine.

@@ -20,11 +20,12 @@ from typing import Any, Final
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from sidecar.api.auth import NodeAuth, SocketClaims
 from sidecar.api.dialects import Speaker
 from sidecar.api.origins import Origins
-from sidecar.api.problems import INTERNAL, problem
+from sidecar.api.problems import problem
 from sidecar.api.reading import maybe_connection, request_id, server_in_path
+from sidecar.calls.auth import NodeAuth, SocketClaims
+from sidecar.calls.problems import INTERNAL
 from sidecar.engine.contract import Transfers
 from sidecar.engine.log_lines import printable
 from sidecar.errors import HostFailed, Refused, SidecarError

@@ -17,10 +17,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from sidecar.api.auth import SocketClaims
 from sidecar.api.front_line import FrontLimits
 from sidecar.api.front_session import Grants
 from sidecar.api.websocket import SocketSettings
+from sidecar.calls.auth import SocketClaims
 from sidecar.lifecycle.statuses import Role, Status
 from sidecar.settings.values import Dialect
 from tests.api.fake_transfers import OTHER, SERVER, FakeTransfers, log_event, status_event, view

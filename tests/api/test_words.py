@@ -8,7 +8,8 @@ import pytest
 
 from sidecar.api.dialects import Speaker, daemon_words
 from sidecar.api.origins import Origins
-from sidecar.api.problems import DOCUMENTED, problem
+from sidecar.api.problems import problem
+from sidecar.calls.problems import DOCUMENTED
 from sidecar.engine.log_lines import MAX_LINE_CHARS, format_ansi_line, format_line, printable
 from sidecar.errors import CODES, HostFailed, Refused, SidecarError
 from sidecar.lifecycle.statuses import Role, Status

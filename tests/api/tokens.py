@@ -6,7 +6,7 @@ from typing import Any
 
 import jwt
 
-from sidecar.api.auth import NodeAuth
+from sidecar.calls.auth import NodeAuth
 from tests.api.fake_transfers import SERVER
 
 NODE_TOKEN = "tokenB" * 8

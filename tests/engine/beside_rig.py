@@ -20,12 +20,12 @@ from sidecar.adapters.beside import BesideRuntime
 from sidecar.adapters.daemon_http import HttpDaemon
 from sidecar.adapters.panel_http import HttpPanel
 from sidecar.api.app import Beside, build_app
-from sidecar.api.auth import NodeAuth
 from sidecar.api.front import is_passed_on
 from sidecar.api.health import Readiness
 from sidecar.api.reading import ApiLimits
 from sidecar.api.websocket import SocketSettings
 from sidecar.archive.extract import ExtractLimits
+from sidecar.calls.auth import NodeAuth
 from sidecar.demo.daemon import StandInDaemon
 from sidecar.demo.daemon_containers import FakeContainers
 from sidecar.demo.panel import PanelServer, StandInPanel

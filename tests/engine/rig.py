@@ -16,11 +16,11 @@ import jwt
 import msgspec
 
 from sidecar.api.app import build_app
-from sidecar.api.auth import NodeAuth
 from sidecar.api.health import Readiness
 from sidecar.api.reading import ApiLimits
 from sidecar.api.websocket import SocketSettings
 from sidecar.archive.extract import ExtractLimits
+from sidecar.calls.auth import NodeAuth
 from sidecar.engine.contract import StartTransfer
 from sidecar.engine.node import Node
 from sidecar.engine.services import Receiving, Sending, Services, Timings

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from sidecar.api.auth import MAX_TOKEN_CHARS, NodeAuth
+from sidecar.calls.auth import MAX_TOKEN_CHARS, NodeAuth
 from sidecar.errors import Refused
 from tests.api.fake_transfers import OTHER, SERVER
 from tests.api.tokens import NODE_TOKEN, NOW, auth, signed, socket_claims, upload_claims
