@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SIZE ?= 300
 MODE ?= standalone
+# tests wait more than they compute; say WORKERS=0 to run them one after the other
+WORKERS ?= 4
 ARGS ?=
 
 .PHONY: help setup demo test lint bench lock clean
@@ -28,7 +30,7 @@ demo: setup ## move a game server between two nodes on this machine (SIZE=MB, MO
 	@$(BIN)/transfer-sidecar demo --mode $(MODE) --size $(SIZE) $(ARGS)
 
 test: setup ## all tests; what needs a Docker engine or root is skipped with a reason where it is missing
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: setup ## ruff, mypy --strict, import layers
 	@$(BIN)/ruff check .
