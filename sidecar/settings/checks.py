@@ -25,7 +25,7 @@ def contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
 
 def _node(settings: Settings) -> Iterator[tuple[str, str]]:
     if not settings.node.id:
-        yield "node.id", "it must be set (or taken from a Wings file)"
+        yield "node.id", "it must be set (or made from node.name, or taken from a Wings file)"
     if not settings.node.token:
         yield "node.token", "it must be set (or taken from a Wings file, or from node.token_file)"
     if settings.panel.url and not settings.node.token_id:

@@ -8,6 +8,7 @@ not chained.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ import msgspec
 from sidecar.errors import HostFailed
 from sidecar.settings.checks import contradictions
 from sidecar.settings.reading import FIELDS, SECTIONS, SERVER_FIELDS, Field, Problem, read
-from sidecar.settings.values import Secret, ServerOverride, Settings
+from sidecar.settings.values import NODE_ID_CHARS, Secret, ServerOverride, Settings
 from sidecar.settings.wings import read_wings
 
 PREFIX: Final = "SIDECAR_"
@@ -55,19 +56,20 @@ class _Reader:
         """One section of one source. raws: key -> (raw value, where it stands)."""
         for key, (raw, origin) in raws.items():
             field = fields.get(key)
-            secret_of = fields.get(key.removesuffix("_file")) if key.endswith("_file") else None
-            if field is None and (secret_of is None or not secret_of.is_secret):
-                names = [*fields, *(f"{name}_file" for name, known in fields.items() if known.is_secret)]
+            in_file = fields.get(key.removesuffix("_file")) if key.endswith("_file") else None
+            if field is None and (in_file is None or not in_file.may_be_file):
+                names = [*fields, *(f"{name}_file" for name, known in fields.items() if known.may_be_file)]
                 self.problems.append(f"{prefix}.{key}: there is no such setting{_suggest(key, names)} ({origin})")
                 continue
             try:
                 if field is not None:
                     value = read(field, raw, is_text=is_text, base=base)
                 else:
-                    assert secret_of is not None
-                    if secret_of.name in raws:
-                        raise Problem(f"{secret_of.name} is set as well; give one of them")
-                    field, value = secret_of, _secret_from_file(raw, base)
+                    assert in_file is not None
+                    if in_file.name in raws:
+                        raise Problem(f"{in_file.name} is set as well; give one of them")
+                    field, secret = in_file, _secret_from_file(raw, base)
+                    value = secret if field.is_secret else secret.reveal()
             except Problem as problem:
                 self.problems.append(f"{prefix}.{key}: {problem} ({origin})")
                 continue
@@ -93,6 +95,7 @@ def load(config: Path | None = None, wings: Path | None = None, environ: Mapping
         _take_file(reader, config)
     if wings is not None:
         _take_wings(reader, wings)
+    _name_node(reader)
     sections: dict[str, msgspec.Struct] = {}
     for section, struct in SECTIONS.items():
         extra: dict[str, Any] = {}
@@ -179,6 +182,25 @@ def _take_wings(reader: _Reader, path: Path) -> None:
     base = path.absolute().parent
     for section, raws in by_section.items():
         reader.take(FIELDS[section], reader.values[section], raws, prefix=section, is_text=False, base=base)
+
+
+def _name_node(reader: _Reader) -> None:
+    node = reader.values["node"]
+    if not node.get("id") and node.get("name"):
+        node["id"] = id_of_host(node["name"])
+        reader.origins["node.id"] = f"made from node.name, {reader.origins['node.name']}"
+
+
+def id_of_host(name: str) -> str:
+    """The node id for a host name, always the same one, and for no two names the same.
+
+    A host name has no `_` and no empty label, so the two forms do not meet; of names that are too long the digits of
+    the SHA-256 tell one from another.
+    """
+    flat = name.replace(".", "_")
+    if len(flat) <= NODE_ID_CHARS:
+        return flat
+    return f"{flat[:30]}__{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _secret_from_file(raw: object, base: Path) -> Secret:

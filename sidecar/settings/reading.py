@@ -58,6 +58,11 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     def is_secret(self) -> bool:
         return self.type is Secret
 
+    @property
+    def may_be_file(self) -> bool:
+        """Whether `<name>_file` is a setting too."""
+        return self.is_secret or bool((self.meta.extra or {}).get("from_file"))
+
 
 def _fields_of(section: str, struct: type[msgspec.Struct]) -> Iterator[Field]:
     hints = get_type_hints(struct, include_extras=True)

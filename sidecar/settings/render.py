@@ -38,6 +38,8 @@ def _row(field: Field) -> str:
         meaning += f" {bound[0].upper()}{bound[1:]}."
     if field.is_secret:
         meaning += f" Secret; or a file: `{field.name}_file`."
+    elif field.may_be_file:
+        meaning += f" Or a file: `{field.name}_file`."
     return f"| `{field.name}` | `{toml(field.default)}` | {meaning.replace('|', chr(92) + '|')} |"
 
 

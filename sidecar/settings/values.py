@@ -16,7 +16,10 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct, field
 
-NODE_ID_PATTERN: Final = r"^[A-Za-z0-9_-]{1,48}$"  # the id is one token of a NATS subject
+NODE_ID_CHARS: Final = 48
+NODE_ID_PATTERN: Final = rf"^[A-Za-z0-9_-]{{1,{NODE_ID_CHARS}}}$"  # the id is one token of a NATS subject
+_LABEL: Final = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+HOST_NAME_PATTERN: Final = rf"^(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*$"  # RFC 1123, in lower case as Kubernetes has it
 _MIB: Final = 1024 * 1024
 _GIB: Final = 1024 * _MIB
 
@@ -97,11 +100,25 @@ class Node(Struct, frozen=True, kw_only=True):
         str,
         Meta(
             pattern=NODE_ID_PATTERN,
-            description="Name of this node, unique among the nodes: 1 to 48 of `A-Z a-z 0-9 _ -`. Must be set.",
+            description="Name of this node, unique among the nodes: 1 to 48 of `A-Z a-z 0-9 _ -`. Must be set, "
+            "or made from `name`.",
+        ),
+    ] = ""
+    name: Annotated[
+        str,
+        Meta(
+            pattern=HOST_NAME_PATTERN,
+            description="Name of the machine or the Kubernetes node, in lower case. Where `id` is empty it is made "
+            "from this: dots become `_`, and of more than 48 characters the first 30, `__` and 16 digits of the "
+            "SHA-256 are left.",
         ),
     ] = ""
     token_id: Annotated[
-        str, Meta(description="Id of the node's token at the panel. Must be set where there is a panel.")
+        str,
+        Meta(
+            description="Id of the node's token at the panel. Must be set where there is a panel.",
+            extra={"from_file": True},  # a panel hands it out with the token, so it is kept with the token
+        ),
     ] = ""
     token: Annotated[
         Secret,

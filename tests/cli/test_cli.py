@@ -202,7 +202,7 @@ def test_config_check_prints_the_effective_configuration_masked(tmp_path: Path) 
     assert code == 0
     assert SECRET not in out + err
     values = tomllib.loads(out)
-    assert values["node"] == {"id": "node-a", "token_id": "wings", "token": "***"}
+    assert values["node"] == {"id": "node-a", "name": "", "token_id": "wings", "token": "***"}
     assert values["api"]["port"] == 9000
     assert "# environment SIDECAR_NODE_ID" in out
     assert f"# Wings file {tmp_path / 'config.yml'}, remote" in out

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import traceback
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.errors import HostFailed
 from sidecar.settings import (
@@ -21,6 +25,8 @@ from sidecar.settings import (
     StopPolicy,
     load,
 )
+from sidecar.settings.load import id_of_host
+from sidecar.settings.values import HOST_NAME_PATTERN, NODE_ID_PATTERN
 
 UUID = "12345678-1234-4234-8234-123456789012"
 SECRET = "s3cretTokenThatNobodySees"
@@ -290,6 +296,58 @@ def test_a_secret_comes_from_a_file(tmp_path: Path) -> None:
     assert SECRET not in repr(loaded)
     other = load(tmp_path / "sidecar.toml", environ=environ | {"SIDECAR_NODE_TOKEN": "other"})
     assert other.settings.node.token.reveal() == "other"  # the stronger source wins, whichever key it uses
+
+
+def test_the_id_of_a_token_comes_from_a_file_too(tmp_path: Path) -> None:
+    (tmp_path / "id").write_text("abcdefghijklmnop\n")
+    loaded = load_text(tmp_path, "[node]\ntoken_id_file = 'id'")
+    assert loaded.settings.node.token_id == "abcdefghijklmnop"
+    assert loaded.origins["node.token_id"] == f"file {tmp_path / 'sidecar.toml'}"
+    assert problems(tmp_path, "[node]\ntoken_id_file = 'gone'") == [
+        f"node.token_id_file: the file {tmp_path / 'gone'} cannot be read: No such file or directory "
+        f"(file {tmp_path / 'sidecar.toml'})"
+    ]
+
+
+# the id of a node that is only known by its host's name
+
+LONG = "ip-10-0-0-1." + "a" * 40 + ".compute.internal"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("worker-1", "worker-1"),
+        ("ip-10-0-0-1.eu-central-1.compute.internal", "ip-10-0-0-1_eu-central-1_compute_internal"),
+        ("a" * 48, "a" * 48),
+        ("a" * 49, "a" * 30 + "__" + hashlib.sha256(b"a" * 49).hexdigest()[:16]),
+        (LONG, "ip-10-0-0-1_" + "a" * 18 + "__" + hashlib.sha256(LONG.encode()).hexdigest()[:16]),
+    ],
+)
+def test_an_id_is_made_from_the_host_name(name: str, expected: str) -> None:
+    environ = {"SIDECAR_NODE_NAME": name, "SIDECAR_NODE_TOKEN": SECRET}
+    loaded = load(environ=environ)
+    assert loaded.settings.node.id == expected
+    assert re.fullmatch(NODE_ID_PATTERN, expected)
+    assert loaded.origins["node.id"] == "made from node.name, environment SIDECAR_NODE_NAME"
+    assert load(environ=environ | {"SIDECAR_NODE_ID": "mine"}).settings.node.id == "mine"
+    assert load(environ=environ | {"SIDECAR_NODE_ID": ""}).settings.node.id == expected
+
+
+@pytest.mark.parametrize("name", ["Worker", "a..b", ".a", "a.", "-a", "a-", "a_b", "a/b", "a" * 64, "ä", "a.b" * 85])
+def test_what_is_no_host_name_makes_no_id(tmp_path: Path, name: str) -> None:
+    found = problems(tmp_path, environ={"SIDECAR_NODE_NAME": name})
+    assert len(found) == 1
+    assert found[0].startswith("node.name: ")
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "a-b", "a" * 29]), min_size=1, max_size=3), min_size=2, unique=True)
+)
+def test_two_hosts_never_have_one_id(names: list[list[str]]) -> None:
+    hosts = {".".join(labels) for labels in names}
+    assert all(re.fullmatch(HOST_NAME_PATTERN, host) for host in hosts)
+    assert len({id_of_host(host) for host in hosts}) == len(hosts)
 
 
 @pytest.mark.parametrize(
