@@ -95,6 +95,16 @@ class Node:
         self._process.kill()
         await self._process.wait()
 
+    def terminate(self) -> None:
+        """SIGTERM, as from an orchestrator that rolls out something new."""
+        assert self._process is not None
+        self._process.terminate()
+
+    async def exit_code(self) -> int:
+        """Of its process, when it has ended."""
+        assert self._process is not None
+        return await self._process.wait()
+
     async def stop(self) -> None:
         """Once, at the end."""
         await self._client.aclose()

@@ -42,6 +42,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     stop_timeout_s: float = 10.0
     stall_timeout_s: float = 20.0
     retain_s: int = 3600
+    shutdown_grace_s: float = 0.0
     is_hurried: bool = False
     container: dict[str, Any] = {}  # of the server's container on the first node, beside what a daemon says
     variables: dict[str, str] = {}  # of the server, on both nodes
@@ -318,7 +319,7 @@ def node_sections(setting: Setting, engine: Engine, panel_url: str) -> dict[str,
             "progress_interval_s": 0.5,
             "stall_timeout_s": setting.stall_timeout_s,
             "retain_s": setting.retain_s,
-            "shutdown_grace_s": 0.0,
+            "shutdown_grace_s": setting.shutdown_grace_s,
             "allowed_destinations": ("http://127.0.0.1:*", "192.0.2.0/24"),
         },
         "limits": {"reserve_bytes": 64 * 1024 * 1024},

@@ -42,6 +42,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "transfer.unknown": (404, "this node remembers no transfer of that server"),
     "transfer.none": (409, "the server is not being transferred"),
     "transfer.too_many": (503, "this node runs as many transfers as its settings allow"),
+    "node.stopping": (503, "this node is being stopped: it ends its transfers and takes no more"),
     "transfer.undecided": (409, "the outcome of the transfer is not known yet"),
     "destination.not_allowed": (400, "the settings of this node do not allow that destination"),
     "upload.content_type": (400, "the upload is not multipart/form-data"),

@@ -108,6 +108,7 @@ async def running(settings: Settings, *, timings: Timings | None = None) -> Asyn
             refuse_deletion=settings.servers.deletion is Deletion.REFUSE,
         )
         checks = [
+            Check("node", node.check),
             Check("containers", runtime.check, is_required=settings.containers.runtime is not RuntimeKind.NONE),
             Check("volumes", lambda: services.in_thread(services.volumes.check)),
             Check("journal", lambda: services.in_thread(services.journal.check)),

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 HISTORY = 500  # ended transfers that are remembered; each is a file of a few KiB
 ANSWER_WAIT_S = 20.0  # the source's answer waits this long for the panel to have been told of a failure
 KILL = StopHow("signal", "SIGKILL")
+STOPPING = "This node is being stopped and takes no more transfers."
 
 
 class Node:
@@ -81,6 +82,11 @@ class Node:
                 for transfer in list(self._transfers.values()):
                     if transfer.facts.transfer in self._tasks:
                         await transfer.wait_until(lambda state: state.is_final)
+
+    async def check(self) -> None:
+        """Readiness: raise HostFailed (`node.stopping`) when it takes no more transfers because it is to end."""
+        if self._draining:
+            raise HostFailed("node.stopping", STOPPING)
 
     async def _recover(self) -> None:
         recovered = await self._services.in_thread(self._services.journal.replay)
@@ -126,7 +132,7 @@ class Node:
     def _slot(self, server: str, role: Role) -> Iterator[None]:
         """Take the server's slot while a transfer is being made; synchronous up to the `yield`.
 
-        Raises Refused (`transfer.exists`, `transfer.quarantine`, `transfer.too_many`).
+        Raises Refused (`transfer.exists`, `transfer.quarantine`, `node.stopping`, `transfer.too_many`).
         """
         holder = self._newest.get(server)
         if server in self._reserved or (holder is not None and holder.state.holds_slot):
@@ -137,7 +143,9 @@ class Node:
         active = sum(
             t.state.role is role and t.state.holds_slot and not t.state.is_final for t in self._transfers.values()
         )
-        if self._draining or active + list(self._reserved.values()).count(role) >= self._limits[role]:
+        if self._draining:
+            raise Refused("node.stopping", STOPPING)
+        if active + list(self._reserved.values()).count(role) >= self._limits[role]:
             raise Refused(
                 "transfer.too_many", "This node takes no more transfers at the moment.", limit=self._limits[role]
             )
