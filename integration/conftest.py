@@ -14,6 +14,7 @@ import pytest
 
 from integration.engines import Engines, NoEngine, two_engines
 from integration.game_server import GameServer, NoGame, import_image
+from integration.image import NoImage, build, docker
 from integration.scene import World
 
 
@@ -50,6 +51,18 @@ def game(engines: Engines) -> Iterator[GameServer]:
 @pytest.fixture(scope="session")
 def world(engines: Engines, game: GameServer) -> World:
     return World(engines, game)
+
+
+@pytest.fixture(scope="session")
+def image() -> Iterator[str]:
+    """The tag of the container image of this tree; its layers stay in the engine's cache."""
+    tag = f"transfer-sidecar:test-{uuid4().hex[:12]}"
+    try:
+        build(tag)
+    except NoImage as why:
+        _skip_or_fail(str(why))
+    yield tag
+    docker("image", "rm", "--no-prune", tag)
 
 
 def _skip_or_fail(why: str) -> NoReturn:
