@@ -9,7 +9,6 @@ import asyncio
 import logging
 import signal
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,10 +30,6 @@ from sidecar.api.reading import ApiLimits
 from sidecar.api.system import EngineInfo
 from sidecar.api.websocket import SocketSettings
 from sidecar.archive.extract import ExtractLimits
-from sidecar.bus.connection import BusConnection, check_bus
-from sidecar.bus.mirror import Mirror
-from sidecar.bus.settings import BusSettings
-from sidecar.bus.subjects import Subjects
 from sidecar.calls.auth import NodeAuth
 from sidecar.engine.node import Node
 from sidecar.engine.services import Receiving, Sending, Services, Timings
@@ -48,13 +43,12 @@ from sidecar.wire.destination import DestinationPolicy
 from sidecar.wire.flow import WireLimits
 from sidecar.wire.listener import ApiServer
 from sidecar.wire.server import is_nothing
+from sidecar.wiring_bus import cancelled_at_the_end, open_bus
 
 log = logging.getLogger(__name__)
 
 CONSOLE_BYTES = 32 * 1024
-CANCEL_AGAIN_S = 0.5
 DAEMON_CALL_S = 10.0  # it is on this machine
-BUS_FLUSH_S = 2.0  # at the end: the last events of a drained node
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -115,9 +109,9 @@ async def running(settings: Settings, *, timings: Timings | None = None) -> Asyn
         ]
         # The bus comes before the node, so that it hears the first events, those of recovery, too.
         if settings.nats.url:
-            checks.append(await _bus(settings, node, stack))
+            checks += await open_bus(settings, node, stack)
         await stack.enter_async_context(node.running())
-        background = await stack.enter_async_context(_cancelled_at_the_end())
+        background = await stack.enter_async_context(cancelled_at_the_end())
         background(asyncio.create_task(node.keep_house(), name="keep house"))
         server = _server(settings, node, Readiness(checks, clock=time.monotonic), _engine_info(runtime))
         port = await server.start()
@@ -259,36 +253,6 @@ def _daemon_containers(settings: Settings) -> DaemonContainers:
     )
 
 
-async def _bus(settings: Settings, node: Node, stack: AsyncExitStack) -> Check:
-    nats = settings.nats
-    connection = BusConnection(
-        BusSettings(
-            urls=nats.urls,
-            name=f"transfer-sidecar {settings.node.id}",
-            inbox_prefix=f"_INBOX_{settings.node.id}",
-            user=nats.user or None,
-            password=nats.password.reveal() or None,
-            token=nats.token.reveal() or None,
-            creds_file=nats.creds,
-            nkey_seed=nats.nkey_seed.reveal() or None,
-            tls_ca=nats.tls_ca,
-            tls_cert=nats.tls_cert,
-            tls_key=nats.tls_key,
-        )
-    )
-    await stack.enter_async_context(connection)
-    mirror = Mirror(
-        events=lambda: node.events(None),
-        connection=connection,
-        subjects=Subjects(root=nats.root, node=settings.node.id),
-        epoch=uuid.uuid4().hex[:8],
-    )
-    background = await stack.enter_async_context(_cancelled_at_the_end())
-    background(asyncio.create_task(mirror.run(), name="bus mirror"))
-    stack.push_async_callback(mirror.flush, BUS_FLUSH_S)
-    return Check("bus", lambda: check_bus(connection), is_required=False)
-
-
 def _server(settings: Settings, node: Node, readiness: Readiness, engine_info: EngineInfo | None) -> ApiServer:
     limits = settings.limits
     app = build_app(
@@ -326,16 +290,3 @@ def _server(settings: Settings, node: Node, readiness: Readiness, engine_info: E
 def _engine_info(runtime: Runtime) -> EngineInfo | None:
     info: EngineInfo | None = getattr(runtime, "engine_info", None)
     return info
-
-
-@asynccontextmanager
-async def _cancelled_at_the_end() -> AsyncIterator[Callable[[asyncio.Task[None]], None]]:
-    tasks: list[asyncio.Task[None]] = []
-    try:
-        yield tasks.append
-    finally:
-        left = set(tasks)
-        while left:  # more than once: the bus's client library swallows a cancellation that meets it while it flushes
-            for task in left:
-                task.cancel()
-            _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)

@@ -36,6 +36,9 @@ _MESSAGE_ERRORS: Final = (nats.errors.MaxPayloadError, nats.errors.BadSubjectErr
 _HEADER_BYTES: Final = 64  # the header block's own first and last line, generously
 
 
+OnConnected = Callable[[Client], Awaitable[None]]
+
+
 class BusState(StrEnum):
     CONNECTING = "connecting"
     CONNECTED = "connected"
@@ -55,14 +58,14 @@ class _Link:
 
 
 class BusConnection:
-    """Args: settings; on_connected, run with each new client before it counts as connected (to subscribe)."""
+    """Args: settings; on_connected, as `each_connection` takes it."""
 
-    def __init__(
-        self, settings: BusSettings, *, on_connected: Callable[[Client], Awaitable[None]] | None = None
-    ) -> None:
+    def __init__(self, settings: BusSettings, *, on_connected: OnConnected | None = None) -> None:
         self._settings = settings
         self._options = settings.connect_options()
-        self._on_connected = on_connected
+        self._on_connected: list[OnConnected] = []
+        if on_connected is not None:
+            self.each_connection(on_connected)
         self._link: _Link | None = None
         self._state = BusState.CONNECTING
         self._changed = asyncio.Condition()
@@ -72,6 +75,14 @@ class BusConnection:
         self._last_error = ""
         self._said: dict[str, float] = {}
         self._run: asyncio.Task[None] | None = None
+
+    def each_connection(self, on_connected: OnConnected) -> None:
+        """Run this with each new client before it counts as connected: to subscribe, in the order of these calls.
+
+        It is bounded by the attempt's own time. What it raises of the library's errors ends the attempt, and so keeps
+        every other user of the connection off it: raise only what the connection itself is to blame for.
+        """
+        self._on_connected.append(on_connected)
 
     @property
     def state(self) -> BusState:
@@ -198,8 +209,8 @@ class BusConnection:
 
         client = link.client
         await client.connect(**self._options, error_cb=self._on_error, closed_cb=on_lost, disconnected_cb=on_lost)
-        if self._on_connected is not None:
-            await self._on_connected(client)
+        for on_connected in self._on_connected:
+            await on_connected(client)
         # A subscription counts from the second round trip on: the first may be answered before it is in place.
         for _ in range(2):
             await client.flush(timeout=max(1, int(self._settings.connect_s)))

@@ -346,3 +346,24 @@ def test_secrets_are_not_shown() -> None:
 
 def test_filters_by_kind() -> None:
     assert event_filter(kind=EventKind.STATUS).split(".")[5] == "status"
+
+
+@in_loop
+async def test_several_may_use_each_connection(tmp_path: Path) -> None:
+    told: list[str] = []
+    with broker(tmp_path) as server:
+        await server.wait_listening()
+        connection = BusConnection(settings(server.url), on_connected=lambda _: remember(told, "first"))
+        connection.each_connection(lambda _: remember(told, "second"))
+        async with connection:
+            await connection.wait_connected()
+            assert told == ["first", "second"]
+            server.stop()
+            await until(lambda: not connection.is_connected)
+            server.start()
+            await connection.wait_connected()
+            assert told == ["first", "second"] * 2
+
+
+async def remember(told: list[str], word: str) -> None:
+    told.append(word)
