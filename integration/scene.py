@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 import docker
@@ -239,8 +239,26 @@ class Scene:
         assert not self.destination.leftovers()
 
 
+class MakesNode(Protocol):
+    """How a node comes to be: `Node`, or another that is used like it."""
+
+    def __call__(
+        self,
+        name: str,
+        directory: Path,
+        *,
+        host: str,
+        port: int,
+        url: str,
+        sections: Mapping[str, Mapping[str, Any]],
+        program: tuple[str, ...],
+    ) -> Node: ...
+
+
 @contextlib.asynccontextmanager
-async def set_scene(world: World, directory: Path, setting: Setting | None = None) -> AsyncIterator[Scene]:
+async def set_scene(
+    world: World, directory: Path, setting: Setting | None = None, *, make_node: MakesNode = Node
+) -> AsyncIterator[Scene]:
     """Everything runs when this is entered, and is gone when it is left."""
     setting = setting or Setting()
     server = str(uuid4())
@@ -255,7 +273,7 @@ async def set_scene(world: World, directory: Path, setting: Setting | None = Non
             if world.engines.is_shared and name == "node-a":
                 sections[f"servers.{server}"] = {"container": source_name(world.engines, server)}
             port = free_port()
-            node = Node(
+            node = make_node(
                 name,
                 directory / name,
                 host="127.0.0.1",
