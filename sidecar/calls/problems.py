@@ -28,6 +28,7 @@ DOCUMENTED: Final[dict[str, str]] = {
     "auth.missing": _NOT_AUTHENTICATED,
     "auth.jwt": _NOT_AUTHENTICATED,
     "auth.jwt_expired": _NOT_AUTHENTICATED,
+    "auth.jwt_replayed": _NOT_AUTHENTICATED,
     "auth.token": _NOT_AUTHORIZED,
     "auth.jwt_scope": _NOT_AUTHORIZED,
     "socket.too_many": "Too many open websocket connections.",

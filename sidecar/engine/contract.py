@@ -6,6 +6,7 @@ The edges check who calls and whether the request is well formed; everything tha
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -28,6 +29,11 @@ class StartTransfer(msgspec.Struct, frozen=True, kw_only=True):
     backups: tuple[str, ...] = ()  # UUIDs of those that are to travel too
     backup_form: Literal["pelican", "calagopus"] = "pelican"  # the names that the destination's family knows
     delete_backups: bool = False  # those that the destination is known to have kept
+    key: str | None = None  # a caller's name for this request: one transfer, however often it comes
+
+    def digest(self) -> str:
+        """What tells this request from another one with the same key: SHA-256, hexadecimal."""
+        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, key=None))).hexdigest()
 
     def __repr__(self) -> str:
         return f"StartTransfer(server={self.server!r}, url={self.url!r}, token=***)"
@@ -80,9 +86,10 @@ class Transfers(Protocol):
         """Take the slot, stop the server, start to send. Returns once the answer may be 202.
 
         With `respond_async` it returns before the stop. With a `caller` that hangs up before the return nothing is
-        started, and the server runs again if it ran.
+        started, and the server runs again if it ran. A request with a `key` that has begun a transfer before, at any
+        time that this node remembers, begins nothing and returns that transfer.
         Raises Refused (`server.unknown`, `transfer.exists`, `transfer.quarantine`, `transfer.too_many`,
-        `destination.not_allowed`, `request.invalid`), HostFailed (`server.stop_timeout` ...).
+        `destination.not_allowed`, `request.invalid`, `request.key_reused`, `node.fenced`), HostFailed (`server.stop_timeout` ...).
         """
 
     async def receive(self, upload: IncomingUpload) -> TransferView:
@@ -123,6 +130,9 @@ class Transfers(Protocol):
 
     def view(self, server: str) -> TransferView | None:
         """The newest transfer of that server, or None."""
+
+    def find(self, transfer: str) -> TransferView | None:
+        """The transfer of that id, or None where this node does not remember it."""
 
     async def servers(self) -> list[ServerView]:
         """The servers whose volumes this node has."""

@@ -20,6 +20,7 @@ from sidecar.engine.contract import Caller, IncomingUpload, ServerView, SourceCu
 from sidecar.engine.incoming import Incoming
 from sidecar.engine.outgoing import Outgoing
 from sidecar.engine.services import Services
+from sidecar.engine.start_keys import StartKeys
 from sidecar.engine.transfer import Transfer, not_transferring
 from sidecar.errors import HostFailed, Refused, SidecarError
 from sidecar.journal.records import IncomingFacts, OutgoingFacts
@@ -53,8 +54,10 @@ class Node:
         self._reserved: dict[str, Role | None] = {}  # servers for which a transfer is about to begin; None: a deletion
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._arrivals = Arrivals()
+        self._keys = StartKeys()
         self._group: asyncio.TaskGroup | None = None
         self._draining = False
+        self._barred: Refused | None = None
 
     # -- life ----------------------------------------------------------------------------------------------------------
     @asynccontextmanager
@@ -87,6 +90,13 @@ class Node:
         """Readiness: raise HostFailed (`node.stopping`) when it takes no more transfers because it is to end."""
         if self._draining:
             raise HostFailed("node.stopping", STOPPING)
+
+    def bar(self, reason: Refused | None) -> None:
+        """Begin no transfer, in either direction, until told None: each is refused with `reason`.
+
+        What runs already goes on to its end, and so do recovery and what is still owed.
+        """
+        self._barred = reason
 
     async def _recover(self) -> None:
         recovered = await self._services.in_thread(self._services.journal.replay)
@@ -158,6 +168,7 @@ class Node:
     def _remember(self, transfer: Transfer) -> None:
         """At recovery the order is that of clocks, which may have been set back: who holds the slot stays newest."""
         self._transfers[transfer.facts.transfer] = transfer
+        self._keys.remember(transfer.facts)
         newest = self._newest.get(transfer.facts.server)
         if newest is None or not newest.state.holds_slot:
             self._newest[transfer.facts.server] = transfer
@@ -167,6 +178,7 @@ class Node:
         doomed = ended[: max(0, len(ended) - HISTORY)]
         for transfer in doomed:  # all before the first await: several transfers end at once
             del self._transfers[transfer.facts.transfer]
+            self._keys.forget(transfer.facts)
             if self._newest.get(transfer.facts.server) is transfer:
                 del self._newest[transfer.facts.server]
         for transfer in doomed:
@@ -217,6 +229,16 @@ class Node:
 
     # -- source --------------------------------------------------------------------------------------------------------
     async def start(self, request: StartTransfer, *, caller: Caller | None, respond_async: bool) -> TransferView:
+        if request.key is None:
+            return await self._start(request, caller, respond_async=respond_async)
+
+        async def begun() -> str:
+            return (await self._start(request, caller, respond_async=respond_async)).transfer
+
+        return self._transfers[await self._keys.once(request, begun)].view()
+
+    async def _start(self, request: StartTransfer, caller: Caller | None, *, respond_async: bool) -> TransferView:
+        self._refuse_where_barred()
         if not await self._services.in_thread(self._services.volumes.has, request.server):
             raise Refused("server.unknown", "The requested resource does not exist on this instance.")
         if self._has_departed(request.server) and not await self._came_back(request.server):
@@ -238,6 +260,8 @@ class Node:
                 backups=request.backups,
                 backup_form=request.backup_form,
                 delete_backups=request.delete_backups,
+                key=request.key,
+                key_digest=request.digest() if request.key is not None else "",
             )
             state = first(Role.SOURCE, respond_async=respond_async)
             transfer = Outgoing(self._services, state, facts, target=target, token=request.token, caller=caller)
@@ -256,6 +280,10 @@ class Node:
         """Whether the panel lists a server here that this node saw leaving: it returned by another way."""
         panel = self._services.panel
         return panel is not None and await panel.is_ours(server) is True
+
+    def _refuse_where_barred(self) -> None:
+        if self._barred is not None:
+            raise Refused(self._barred.code, self._barred.message)
 
     # -- destination ---------------------------------------------------------------------------------------------------
     async def receive(self, upload: IncomingUpload) -> TransferView:
@@ -278,6 +306,7 @@ class Node:
             raise
 
     async def _begin_receipt(self, upload: IncomingUpload) -> Incoming:
+        self._refuse_where_barred()
         if upload.multiplex_streams > (most := self._services.receiving.max_multiplex_streams):
             raise Refused("upload.multiplex", f"This node takes an upload in at most {most} further streams.")
         transfer_id = upload.transfer or str(uuid.uuid4())
@@ -436,6 +465,10 @@ class Node:
     def view(self, server: str) -> TransferView | None:
         newest = self._newest.get(server)
         return newest.view() if newest is not None else None
+
+    def find(self, transfer: str) -> TransferView | None:
+        found = self._transfers.get(transfer)
+        return found.view() if found is not None else None
 
     async def servers(self) -> list[ServerView]:
         names = await self._services.in_thread(self._services.volumes.servers)

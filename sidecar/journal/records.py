@@ -34,6 +34,8 @@ class OutgoingFacts(msgspec.Struct, frozen=True, kw_only=True, tag="outgoing"):
     backup_form: str = "pelican"  # a value of `engine.backups.BackupForm`
     delete_backups: bool = False
     kept_backups: tuple[str, ...] = ()  # known to be kept by the destination: these alone may be deleted here
+    key: str | None = None  # the caller's own name for the request that began it
+    key_digest: str = ""  # of that request: a hexadecimal SHA-256
     finished_at: float | None = None
 
 

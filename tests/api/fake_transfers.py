@@ -157,6 +157,9 @@ class FakeTransfers:
             self.on_view()
         return self.current.get(server)
 
+    def find(self, transfer: str) -> TransferView | None:
+        return next((view for view in self.current.values() if view.transfer == transfer), None)
+
     async def servers(self) -> list[ServerView]:
         return list(self.known.values())
 
