@@ -43,7 +43,7 @@ from sidecar.wire.destination import DestinationPolicy
 from sidecar.wire.flow import WireLimits
 from sidecar.wire.listener import ApiServer
 from sidecar.wire.server import is_nothing
-from sidecar.wiring_bus import cancelled_at_the_end, open_bus
+from sidecar.wiring_bus import CODECS, cancelled_at_the_end, open_bus
 
 log = logging.getLogger(__name__)
 
@@ -107,13 +107,16 @@ async def running(settings: Settings, *, timings: Timings | None = None) -> Asyn
             Check("volumes", lambda: services.in_thread(services.volumes.check)),
             Check("journal", lambda: services.in_thread(services.journal.check)),
         ]
+        auth = NodeAuth(settings.node.token.reveal(), require_scope=settings.panel.require_scope, now=time.time)
         # The bus comes before the node, so that it hears the first events, those of recovery, too.
-        if settings.nats.url:
-            checks += await open_bus(settings, node, stack)
+        bus = await open_bus(settings, services, node, auth, stack) if settings.nats.url else None
         await stack.enter_async_context(node.running())
+        if bus is not None:  # commands only from now on, and none any more when the node ends
+            checks += bus.checks
+            await stack.enter_async_context(bus.control.running())
         background = await stack.enter_async_context(cancelled_at_the_end())
         background(asyncio.create_task(node.keep_house(), name="keep house"))
-        server = _server(settings, node, Readiness(checks, clock=time.monotonic), _engine_info(runtime))
+        server = _server(settings, node, auth, Readiness(checks, clock=time.monotonic), _engine_info(runtime))
         port = await server.start()
         stack.push_async_callback(server.stop, 1.0)
         yield Running(node, port)
@@ -253,11 +256,13 @@ def _daemon_containers(settings: Settings) -> DaemonContainers:
     )
 
 
-def _server(settings: Settings, node: Node, readiness: Readiness, engine_info: EngineInfo | None) -> ApiServer:
+def _server(
+    settings: Settings, node: Node, auth: NodeAuth, readiness: Readiness, engine_info: EngineInfo | None
+) -> ApiServer:
     limits = settings.limits
     app = build_app(
         transfers=node,
-        auth=NodeAuth(settings.node.token.reveal(), require_scope=settings.panel.require_scope, now=time.time),
+        auth=auth,
         readiness=readiness,
         limits=ApiLimits(max_json_bytes=limits.max_json_bytes, json_body_s=limits.request_timeout_s),
         sockets=SocketSettings(
@@ -268,7 +273,7 @@ def _server(settings: Settings, node: Node, readiness: Readiness, engine_info: E
             max_total=limits.max_websockets,
             max_message_bytes=limits.max_websocket_message_bytes,
         ),
-        codecs=("gzip",),
+        codecs=CODECS,
         respond_async=settings.transfer.respond_async,
         engine_info=engine_info,
         beside=Beside(daemon_url=settings.daemon.url, is_front=settings.api.front) if settings.daemon.url else None,

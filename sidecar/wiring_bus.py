@@ -7,20 +7,35 @@ readiness, a task that runs until the end, something to be done with each new co
 from __future__ import annotations
 
 import asyncio
+import shutil
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from sidecar import __version__
 from sidecar.api.health import Check
+from sidecar.bus.commands import Commands
 from sidecar.bus.connection import BusConnection, check_bus
+from sidecar.bus.control import Control, Pace
+from sidecar.bus.directory import Directory
+from sidecar.bus.entry import EntryMaker
+from sidecar.bus.fence import Fence
+from sidecar.bus.messages import NodeEntry
 from sidecar.bus.mirror import Mirror
 from sidecar.bus.settings import BusSettings
 from sidecar.bus.subjects import Subjects
+from sidecar.calls.auth import NodeAuth
+from sidecar.calls.command_auth import CommandAuth
 from sidecar.engine.node import Node
-from sidecar.settings.values import Settings
+from sidecar.engine.runs import remember_run
+from sidecar.engine.services import Services
+from sidecar.settings.values import CommandAccess, Provision, Settings
+from sidecar.wire.headers import PROTOCOL_VERSION
 
+CODECS: Final = ("gzip",)  # what this node says that it reads
 CANCEL_AGAIN_S: Final = 0.5
 FLUSH_S: Final = 2.0  # at the end: the last events of a drained node
 
@@ -42,8 +57,19 @@ class Shared:
     checks: list[Check] = field(default_factory=list)
 
 
-async def open_bus(settings: Settings, node: Node, stack: AsyncExitStack) -> list[Check]:
-    """Build and start everything on the bus; `stack` ends it. Returns what readiness asks. Waits for no broker."""
+@dataclass(frozen=True, kw_only=True)
+class Bus:
+    """What is on the bus: what readiness asks of it, and the part that has to wait for the node to run."""
+
+    checks: list[Check]
+    control: Control
+
+
+async def open_bus(settings: Settings, services: Services, node: Node, auth: NodeAuth, stack: AsyncExitStack) -> Bus:
+    """Build and start everything on the bus but its control; `stack` ends it. Waits for no broker.
+
+    Raises HostFailed (`journal.failed`, `settings.invalid`).
+    """
     shared = Shared(
         settings=settings,
         node=node,
@@ -52,9 +78,10 @@ async def open_bus(settings: Settings, node: Node, stack: AsyncExitStack) -> lis
         subjects=Subjects(root=settings.nats.root, node=settings.node.id),
     )
     shared.checks.append(Check("bus", lambda: check_bus(shared.connection), is_required=False))
+    control = await _control(shared, services, auth)
     await stack.enter_async_context(shared.connection)
     await _events(shared)
-    return shared.checks
+    return Bus(checks=shared.checks, control=control)
 
 
 def bus_settings(settings: Settings) -> BusSettings:
@@ -86,6 +113,58 @@ async def _events(shared: Shared) -> None:
     background = await shared.stack.enter_async_context(cancelled_at_the_end())
     background(asyncio.create_task(mirror.run(), name="bus mirror"))
     shared.stack.push_async_callback(mirror.flush, FLUSH_S)
+
+
+async def _control(shared: Shared, services: Services, auth: NodeAuth) -> Control:
+    """Commands, directory and fence."""
+    settings, nats, pace = shared.settings, shared.settings.nats, Pace()
+    node, public_url = settings.node.id, settings.api.public_url
+    former = await services.in_thread(remember_run, settings.state.dir, shared.epoch)
+    volumes = settings.servers.volumes
+    entry = EntryMaker(
+        NodeEntry(
+            node=node,
+            epoch=shared.epoch,
+            version=__version__,
+            protocol=(PROTOCOL_VERSION,),
+            codecs=CODECS,
+            beside=bool(settings.daemon.url),
+            url=f"{public_url.rstrip('/')}/api/transfers" if public_url else None,
+            commands=nats.commands.value,
+            max_outgoing=settings.transfer.max_outgoing,
+            max_incoming=settings.transfer.max_incoming,
+            started_at=time.time(),
+        ),
+        transfers=shared.node,
+        free_bytes=lambda: services.in_thread(lambda: shutil.disk_usage(volumes).free),
+        now=time.time,
+    )
+    commands = Commands(
+        transfers=shared.node,
+        auth=CommandAuth(auth, node=node, is_required=nats.commands is CommandAccess.TOKEN, now=time.time),
+        subjects=shared.subjects,
+        entry=entry.entry,
+        max_bytes=settings.limits.max_json_bytes,
+        now=time.time,
+    )
+    shown = {"node": node, "epoch": shared.epoch, "protocol": str(PROTOCOL_VERSION)}
+    may_create = nats.directory is Provision.CREATE
+    directory = Directory(root=nats.root, node=node, may_create=may_create, expiry_s=pace.expiry_s)
+    control = Control(
+        connection=shared.connection,
+        subjects=shared.subjects,
+        epoch=shared.epoch,
+        fence=Fence(shared.epoch, former, expiry_s=pace.expiry_s),
+        directory=None if nats.directory is Provision.OFF else directory,
+        service=None if nats.commands is CommandAccess.OFF else commands.service(lambda: shown),
+        entry=entry.entry,
+        bar=shared.node.bar,
+        pace=pace,
+    )
+    shared.connection.each_connection(control.on_connected)
+    shared.checks.append(Check("fence", control.check_fence))
+    shared.checks.append(Check("commands", control.check, is_required=False))
+    return control
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ import msgspec
 from sidecar.views import EventKind, TransferEvent
 
 DEFAULT_ROOT: Final = "transfer"
+ALL: Final = "_all"
 _NODE: Final = re.compile(r"[A-Za-z0-9_-]{1,48}", re.ASCII)
 _ROOT: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 
@@ -27,14 +28,30 @@ class Subjects(msgspec.Struct, frozen=True):
     root: str = DEFAULT_ROOT
 
     def __post_init__(self) -> None:
-        if not _NODE.fullmatch(self.node):
-            raise ValueError(f"the node id {self.node!r} does not match {_NODE.pattern}")
+        if not _NODE.fullmatch(self.node) or self.node == ALL:
+            raise ValueError(f"the node id {self.node!r} does not match {_NODE.pattern}, or is {ALL}")
         check_root(self.root)
 
     def event(self, event: TransferEvent) -> str:
         """The subject of one event. Raises ValueError where its ids are not UUIDs."""
         words = (self.node, event.role.direction, event.kind.value, str(UUID(event.server)), str(UUID(event.transfer)))
         return f"{self.root}.v1.event." + ".".join(words)
+
+    def command(self, word: str) -> str:
+        """Where this node takes that command."""
+        return f"{self.root}.v1.command.{self.node}.{word}"
+
+    def broadcast(self, word: str) -> str:
+        """Where every node takes that command; `_all` is no node's id, for those that use it are refused."""
+        return f"{self.root}.v1.command.{ALL}.{word}"
+
+    def own(self, word: str) -> str:
+        """What this node says to itself: two tokens behind the id, where no permission for commands reaches."""
+        return f"{self.root}.v1.command.{self.node}.self.{word}"
+
+    def is_answerable(self, reply: str) -> bool:
+        """Whether a caller may be answered there: not where our own permissions would publish in the caller's place."""
+        return not reply.startswith((f"{self.root}.", "$"))
 
 
 def check_root(root: str) -> None:

@@ -194,6 +194,26 @@ def config_table() -> None:
 
 
 @app.command()
+def schemas(
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where to write them; made where missing.")],
+) -> None:
+    """Write the JSON Schemas of what is said on the bus, one file each.
+
+    **Example**
+
+        transfer-sidecar schemas docs/schemas
+    """
+    from sidecar.bus.schemas import files
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files().items():
+            (directory / name).write_text(content)
+    except OSError as error:
+        fail(f"{directory} cannot be written to: {error.strerror}")
+
+
+@app.command()
 def healthcheck(
     config: ConfigOption = None,
     wings_config: WingsOption = None,

@@ -35,6 +35,8 @@ def _node(settings: Settings) -> Iterator[tuple[str, str]]:
 def _addresses(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.panel.url and (wrong := _wrong_url(settings.panel.url, ("http", "https"))):
         yield "panel.url", wrong
+    if settings.api.public_url and (wrong := _wrong_url(settings.api.public_url, ("http", "https"))):
+        yield "api.public_url", wrong
     if settings.daemon.url and (wrong := _wrong_url(settings.daemon.url, ("http", "https"))):
         yield "daemon.url", wrong
     if settings.daemon.url and not settings.panel.url:

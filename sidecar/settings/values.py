@@ -93,6 +93,18 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class CommandAccess(StrEnum):
+    TOKEN = "token"
+    SUBJECT = "subject"
+    OFF = "off"
+
+
+class Provision(StrEnum):
+    VERIFY = "verify"
+    CREATE = "create"
+    OFF = "off"
+
+
 class Node(Struct, frozen=True, kw_only=True):
     """Who this node is, to the panel and to the bus."""
 
@@ -140,6 +152,13 @@ class Api(Struct, frozen=True, kw_only=True):
         Path | None, Meta(description="Certificate chain (PEM). With `tls_key`: HTTPS; without: plain HTTP.")
     ] = None
     tls_key: Annotated[Path | None, Meta(description="Private key (PEM) of `tls_cert`.")] = None
+    public_url: Annotated[
+        str,
+        Meta(
+            description="Where others reach this node, such as `https://node-a.example.com:8080`: told in the bus's "
+            "directory of nodes. Empty: not told."
+        ),
+    ] = ""
     allowed_origins: Annotated[
         tuple[str, ...],
         Meta(description="Origins that may open a WebSocket, besides the panel: `https://panel.example.com`, or `*`."),
@@ -390,7 +409,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Nats(Struct, frozen=True, kw_only=True):
-    """The bus on which events are published."""
+    """The bus on which events are published and commands are taken."""
 
     url: Annotated[
         str,
@@ -416,6 +435,20 @@ class Nats(Struct, frozen=True, kw_only=True):
             description="First part of every subject: events are on `<root>.v1.event.>`.",
         ),
     ] = "transfer"
+    commands: Annotated[
+        CommandAccess,
+        Meta(
+            description="What a command over the bus needs: `token`, the node's token or one made with it; `subject`, "
+            "nothing but the broker's permission for this node's subjects; `off`, no commands are taken."
+        ),
+    ] = CommandAccess.TOKEN
+    directory: Annotated[
+        Provision,
+        Meta(
+            description="The bucket `<root>_nodes` of JetStream, in which nodes are found and two of one id are told "
+            "apart: `verify`, it is made by others; `create`, it is made where it is missing; `off`, none."
+        ),
+    ] = Provision.VERIFY
 
     @property
     def urls(self) -> tuple[str, ...]:
