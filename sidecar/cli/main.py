@@ -240,6 +240,46 @@ def healthcheck(
 
 
 @app.command()
+def send(
+    server: Annotated[str, typer.Argument(metavar="SERVER", help="UUID of the server.")],
+    destination: Annotated[str, typer.Argument(metavar="URL", help="Address of the other node, `https://host:port`.")],
+    token_file: Annotated[
+        Path, typer.Option("--token-file", metavar="FILE", help="File with the other node's token.", dir_okay=False)
+    ],
+    start: Annotated[
+        bool | None, typer.Option("--start/--no-start", help="Start it there, or do not. Default: as it is here.")
+    ] = None,
+    config: ConfigOption = None,
+    wings_config: WingsOption = None,
+) -> None:
+    """Send a server to another node, where no panel does.
+
+    Asks the node of this configuration, shows how far it is, and ends when the other node has the server. Interrupting
+    it leaves the transfer running. A node that has a panel refuses: the panel would not know who has the server.
+
+    **Example**
+
+        transfer-sidecar send 12345678-1234-1234-1234-123456789012 https://node-b:8080 --token-file node-b.token
+    """
+    from sidecar.cli.send import NotSent
+    from sidecar.cli.send import send as send_server
+    from sidecar.settings import Secret
+
+    uuid = _server_uuid(server)
+    try:
+        key = Secret(token_file.read_text("utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"the token cannot be read from {token_file}: {getattr(error, 'strerror', None) or error}", EXIT_USAGE)
+    if not key:
+        fail(f"{token_file} holds no token", EXIT_USAGE)
+    settings = load_settings(config, wings_config).settings
+    try:
+        send_server(settings, uuid, destination, key, start=start, tell=typer.echo)
+    except NotSent as reason:
+        fail(str(reason))
+
+
+@app.command()
 def resolve(
     server: Annotated[str, typer.Argument(metavar="SERVER", help="UUID of the server.")],
     outcome: Annotated[str, typer.Argument(metavar="completed|failed", help="What you know to be true.")],
@@ -264,14 +304,9 @@ def resolve(
 
         transfer-sidecar resolve 12345678-1234-1234-1234-123456789012 completed --config sidecar.toml
     """
-    from uuid import UUID
-
     from sidecar.cli.own_node import NoAnswer, ask
 
-    try:
-        uuid = str(UUID(server))
-    except ValueError:
-        fail(f"{server!r} is not the UUID of a server", EXIT_USAGE)
+    uuid = _server_uuid(server)
     if outcome not in ("completed", "failed"):
         fail(f"{outcome!r} is neither completed nor failed", EXIT_USAGE)
     settings = load_settings(config, wings_config).settings
@@ -291,6 +326,15 @@ def resolve(
     if not 200 <= answer.status < 300:
         fail(f"the node refused ({answer.status}){answer.detail}")
     typer.echo(f"{uuid}: {outcome}")
+
+
+def _server_uuid(server: str) -> str:
+    from uuid import UUID
+
+    try:
+        return str(UUID(server))
+    except ValueError:
+        fail(f"{server!r} is not the UUID of a server", EXIT_USAGE)
 
 
 _CONSEQUENCES: Final = {
