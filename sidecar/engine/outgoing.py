@@ -18,6 +18,7 @@ from sidecar.archive.produce import ArchiveProducer, Dialect
 from sidecar.engine.arbiter import PeerArbiter
 from sidecar.engine.backups import BackupForm, find_backups, kept_backups, pack
 from sidecar.engine.contract import Caller
+from sidecar.engine.guard import keep_stopped
 from sidecar.engine.notices import NoticeLines
 from sidecar.engine.peer import PeerKind, probe
 from sidecar.engine.progress import duration, size
@@ -139,6 +140,16 @@ class Outgoing(Transfer):
                 self.answered_now()
         if new.is_final and not old.is_final and new.status is not Status.COMPLETED:
             self._cut()
+
+    async def run(self, *first_effects: Effect, told: Event | None = None) -> None:
+        """As `Transfer.run`; and S3: in doubt, the server stays stopped."""
+        guarding = asyncio.create_task(keep_stopped(self, lambda: self.facts.stop), name=f"keep {self.facts.server}")
+        try:
+            await super().run(*first_effects, told=told)
+        finally:
+            guarding.cancel()
+            with suppress(asyncio.CancelledError):
+                await guarding
 
     # -- the server ----------------------------------------------------------------------------------------------------
     async def stop_server(self) -> Event:

@@ -169,6 +169,31 @@ def test_a_start_from_outside_aborts_before_a_wrong_archive_is_committed(tmp_pat
     run(scenario)
 
 
+@FAMILIES
+def test_s3_a_daemon_that_starts_the_server_in_doubt_is_made_to_stop_it(family: Family, tmp_path: Path) -> None:
+    """As one does that was restarted: it brings back what ran when it last wrote that down."""
+
+    async def scenario() -> None:
+        async with running_beside(tmp_path, family) as pair:
+            pair.panel.script("success", "hold", "hold", "hold", "hold")  # a daemon asks anew after a while
+            await pair.move()
+            await pair.b.stage("handing_over")
+            server = pair.daemons["a"].servers[0]
+            pair.daemons["a"].power.act(server, "start")
+            await soon(lambda: len(pair.fake("a").starts) == 2, "the start")
+            await soon(lambda: any("stopped again" in line for line in pair.a.lines()), "the guard's line")
+            await soon(lambda: server.state == "offline")
+            assert not await pair.is_running("a") and pair.panel.transfer(SERVER) is not None
+            while pair.panel.transfer(SERVER) is not None:
+                pair.panel.release()
+                await asyncio.sleep(0.01)
+            left, arrived = await pair.settled()
+            assert (left.status, arrived.status) == ("completed", "completed")
+            assert await pair.check() == "b" and not await pair.is_running("a")
+
+    run(scenario)
+
+
 # ---- H1: no answer of the daemon proves anything: the oracle decides -------------------------------------------------
 @FAMILIES
 def test_h1_the_answer_is_lost_and_the_panel_agreed(family: Family, tmp_path: Path) -> None:

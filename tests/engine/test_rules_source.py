@@ -239,6 +239,34 @@ def test_s3a_a_cancel_and_our_own_restart_are_in_doubt_too(tmp_path: Path, how: 
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("how", ["at once", "after a restart", "slowly"])
+def test_s3_a_server_that_is_started_in_doubt_is_stopped_again(tmp_path: Path, how: str) -> None:
+    """S3: after the point the server stays stopped. A daemon that is restarted brings back what ran, so it is stopped
+    again, also by a node that was restarted, and killed where it does not obey; the outcome is as if nothing had been.
+    """
+
+    async def scenario() -> None:
+        async with to_a_stranger(tmp_path, _never, sending=Sending(answer_timeout_s=30)) as (pair, _):
+            await pair.move()
+            await pair.a.stage("awaiting_verdict")
+            await pair.server.stop()
+            if how == "after a restart":
+                await pair.restart("a")
+                await pair.a.stage("reporting_failure")
+            if how == "slowly":
+                pair.a.runtime.trouble["stop"] = [HostFailed("server.stop_timeout", "it saves")]
+            pair.a.runtime.start_from_outside(SERVER)
+            await soon(lambda: SERVER in pair.a.runtime.stopped)
+            is_in_doubt(pair)
+            if how != "after a restart":
+                await pair.a.node.cancel(SERVER, Role.SOURCE)
+            await pair.server.start()
+            await pair.a.settled()
+            is_ours_again(pair, None, "failed" if how == "after a restart" else "cancelled")
+
+    asyncio.run(scenario())
+
+
 def test_s3a_unreachable_for_ever_until_an_operator_decides(tmp_path: Path) -> None:
     """S3a: unreachable: for ever, shown as such everywhere; an operator can decide by an explicit command."""
 
