@@ -86,20 +86,8 @@ async def open_bus(settings: Settings, services: Services, node: Node, auth: Nod
 
 def bus_settings(settings: Settings) -> BusSettings:
     """How this node reaches the broker. Raises HostFailed (`settings.invalid`)."""
-    nats = settings.nats
-    return BusSettings(
-        urls=nats.urls,
-        name=f"transfer-sidecar {settings.node.id}",
-        inbox_prefix=f"_INBOX_{settings.node.id}",
-        user=nats.user or None,
-        password=nats.password.reveal() or None,
-        token=nats.token.reveal() or None,
-        creds_file=nats.creds,
-        nkey_seed=nats.nkey_seed.reveal() or None,
-        tls_ca=nats.tls_ca,
-        tls_cert=nats.tls_cert,
-        tls_key=nats.tls_key,
-    )
+    node = settings.node.id
+    return BusSettings.of(settings.nats, name=f"transfer-sidecar {node}", inbox_prefix=f"_INBOX_{node}")
 
 
 async def _events(shared: Shared) -> None:

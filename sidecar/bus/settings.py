@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import msgspec
 
 from sidecar.errors import HostFailed
+from sidecar.settings.values import Nats
 
 _SCHEMES = ("nats", "tls")
 
@@ -54,6 +55,23 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise HostFailed("settings.invalid", "Bus URLs with and without TLS are mixed.", field="nats.url")
         if not self.uses_tls and (self.tls_ca or self.tls_cert):
             raise HostFailed("settings.invalid", "Bus TLS files are set, but its URL is not tls://.", field="nats.url")
+
+    @classmethod
+    def of(cls, nats: Nats, *, name: str, inbox_prefix: str) -> Self:
+        """Args: name: what the broker shows; inbox_prefix: where the settings have none."""
+        return cls(
+            urls=nats.urls,
+            name=name,
+            inbox_prefix=nats.inbox_prefix or inbox_prefix,
+            user=nats.user or None,
+            password=nats.password.reveal() or None,
+            token=nats.token.reveal() or None,
+            creds_file=nats.creds,
+            nkey_seed=nats.nkey_seed.reveal() or None,
+            tls_ca=nats.tls_ca,
+            tls_cert=nats.tls_cert,
+            tls_key=nats.tls_key,
+        )
 
     def __repr__(self) -> str:
         return f"BusSettings(urls={self.shown_urls!r}, name={self.name!r})"

@@ -3,7 +3,7 @@ how they are shown (`render`). Read once at start, frozen, and passed on as plai
 
 from __future__ import annotations
 
-from sidecar.settings.load import Loaded, load
+from sidecar.settings.load import Loaded, load, load_nats
 from sidecar.settings.values import (
     Api,
     Containers,
@@ -52,4 +52,5 @@ __all__ = [
     "Transfer",
     "WebSocket",
     "load",
+    "load_nats",
 ]

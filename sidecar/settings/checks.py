@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -98,15 +99,26 @@ def _is_destination(pattern: str) -> bool:
     return _HOST.fullmatch(pattern) is not None
 
 
+def bus_contradictions(nats: Nats) -> Iterator[tuple[str, str]]:
+    """As `contradictions`, of the section `[nats]` alone."""
+    yield from _bus(nats)
+    yield from _certificate("nats", nats.tls_cert, nats.tls_key)
+    yield from _login(nats)
+
+
 def _pairs(settings: Settings) -> Iterator[tuple[str, str]]:
-    for section, cert, key in (
-        ("api", settings.api.tls_cert, settings.api.tls_key),
-        ("nats", settings.nats.tls_cert, settings.nats.tls_key),
-    ):
-        if (cert is None) != (key is None):
-            missing, given = ("tls_key", "tls_cert") if key is None else ("tls_cert", "tls_key")
-            yield f"{section}.{missing}", f"it must be set together with {section}.{given}"
-    nats = settings.nats
+    yield from _certificate("api", settings.api.tls_cert, settings.api.tls_key)
+    yield from _certificate("nats", settings.nats.tls_cert, settings.nats.tls_key)
+    yield from _login(settings.nats)
+
+
+def _certificate(section: str, cert: Path | None, key: Path | None) -> Iterator[tuple[str, str]]:
+    if (cert is None) != (key is None):
+        missing, given = ("tls_key", "tls_cert") if key is None else ("tls_cert", "tls_key")
+        yield f"{section}.{missing}", f"it must be set together with {section}.{given}"
+
+
+def _login(nats: Nats) -> Iterator[tuple[str, str]]:
     if bool(nats.user) != bool(nats.password):
         missing, given = ("password", "user") if nats.user else ("user", "password")
         yield f"nats.{missing}", f"it must be set together with nats.{given}"

@@ -19,14 +19,15 @@ from uuid import UUID
 import msgspec
 
 from sidecar.errors import HostFailed
-from sidecar.settings.checks import contradictions
+from sidecar.settings.checks import bus_contradictions, contradictions
 from sidecar.settings.reading import FIELDS, SECTIONS, SERVER_FIELDS, Field, Problem, read
-from sidecar.settings.values import NODE_ID_CHARS, Secret, ServerOverride, Settings
+from sidecar.settings.values import NODE_ID_CHARS, Nats, Secret, ServerOverride, Settings
 from sidecar.settings.wings import read_wings
 
 PREFIX: Final = "SIDECAR_"
 OWN_VARIABLES: Final = frozenset({"SIDECAR_CONFIG", "SIDECAR_WINGS_CONFIG"})  # options of the command line
 DEFAULT: Final = "default"
+_LOGIN: Final = frozenset({"token", "user", "password", "creds", "nkey_seed"})  # of [nats]
 _SECRET_FILE_BYTES: Final = 65536  # a larger one is not a token but a mistake
 _SERVER_VARIABLE: Final = re.compile(r"SERVERS_([0-9A-F]{8}(?:_[0-9A-F]{4}){3}_[0-9A-F]{12})_([A-Z_]+)")
 # what Kubernetes puts into every pod beside a Service named "sidecar"
@@ -103,13 +104,47 @@ def load(config: Path | None = None, wings: Path | None = None, environ: Mapping
             extra["named"] = {uuid: ServerOverride(**given) for uuid, given in sorted(reader.servers.items())}
         sections[section] = struct(**reader.values[section], **extra)
     settings = Settings(**sections)  # type: ignore[arg-type]  # the sections are made from its own annotations
-    # a value that could not be read is at its default here: what follows from that would only confuse
-    unread = {problem.split(":", 1)[0].removesuffix("_file") for problem in reader.problems}
-    reader.problems += [f"{path}: {text}" for path, text in contradictions(settings) if path not in unread]
-    if reader.problems:
-        raise HostFailed("settings.invalid", "\n".join(reader.problems), problems=len(reader.problems))
+    _end_reading(reader.problems, contradictions(settings))
     origins = {f"{section}.{name}": DEFAULT for section, fields in FIELDS.items() for name in fields} | reader.origins
     return Loaded(settings=settings, origins=origins)
+
+
+def load_nats(
+    config: Path | None, environ: Mapping[str, str], options: Mapping[str, tuple[str, str]] | None = None
+) -> Nats:
+    """The section `[nats]` alone, for a program that is no node: what is wrong with the others does not matter to it.
+
+    Args: config, environ: as for `load`; options: of the command line, key -> (text, name of the option), stronger than
+    both. A login among them replaces the login of the others whole.
+    Raises HostFailed (`settings.invalid`).
+    """
+    reader = _Reader()
+    into = reader.values["nats"]
+    given = {key: (text, f"option {name}") for key, (text, name) in (options or {}).items()}
+    reader.take(FIELDS["nats"], into, given, prefix="nats", is_text=True, base=Path.cwd())
+    is_login_given = bool(_LOGIN & {key.removesuffix("_file") for key in given})
+    taken = set(into)
+    _take_environment(reader, environ)
+    if config is not None:
+        _take_file(reader, config)
+    for key in (_LOGIN & into.keys()) - taken if is_login_given else ():
+        del into[key]
+    others = tuple(f"{section}." for section in FIELDS if section != "nats")
+    problems = [problem for problem in reader.problems if not problem.startswith(others)]
+    nats = Nats(**into)
+    if not nats.url:
+        problems.append("nats.url: it must be set (--nats, SIDECAR_NATS_URL, or a configuration file with [nats])")
+    _end_reading(problems, bus_contradictions(nats))
+    return nats
+
+
+def _end_reading(problems: list[str], contradictions: Iterable[tuple[str, str]]) -> None:
+    """Raises HostFailed where anything is wrong."""
+    # a value that could not be read is at its default here: what follows from that would only confuse
+    unread = {problem.split(":", 1)[0].removesuffix("_file") for problem in problems}
+    problems += [f"{path}: {text}" for path, text in contradictions if path not in unread]
+    if problems:
+        raise HostFailed("settings.invalid", "\n".join(problems), problems=len(problems))
 
 
 def _take_environment(reader: _Reader, environ: Mapping[str, str]) -> None:

@@ -449,6 +449,14 @@ class Nats(Struct, frozen=True, kw_only=True):
             "apart: `verify`, it is made by others; `create`, it is made where it is missing; `off`, none."
         ),
     ] = Provision.VERIFY
+    inbox_prefix: Annotated[
+        str,
+        Meta(
+            pattern=r"^([A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)?$",
+            description="What the subjects of answers to us begin with. Empty: `_INBOX_<node.id>`; for `watch` "
+            "`_INBOX_<user>`, without a user `_INBOX`.",
+        ),
+    ] = ""
 
     @property
     def urls(self) -> tuple[str, ...]:
