@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from sidecar.bus import messages
-from sidecar.bus.watch import BusEvent
+from sidecar.bus.events import BusEvent
 from sidecar.views import TransferView
 
 DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
