@@ -10,18 +10,15 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from sidecar import __version__
+from sidecar.cli.ending import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, fail, fail_settings
 
 if TYPE_CHECKING:
     from sidecar.settings import Loaded
-
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_INTERRUPTED: Final = 130  # as a shell reports a program that Ctrl-C ended
 
 ConfigOption = Annotated[
     Path | None,
@@ -62,12 +59,6 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration."
 app.add_typer(config_app, name="config")
 
 
-def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
-    """Tell one error on standard error and end."""
-    typer.echo(f"transfer-sidecar: {message}", err=True)
-    raise typer.Exit(code)
-
-
 def load_settings(config: Path | None, wings_config: Path | None, *, is_probe: bool = False) -> Loaded:
     """The effective settings, or the end of the program with one line per problem (all on one line for a probe)."""
     from sidecar.errors import HostFailed
@@ -76,12 +67,9 @@ def load_settings(config: Path | None, wings_config: Path | None, *, is_probe: b
     try:
         return load(config, wings_config, os.environ)
     except HostFailed as wrong:
-        lines = wrong.message.splitlines()
         if is_probe:  # to a container engine 1 is unhealthy and 2 is undefined
-            fail(f"unhealthy: the configuration is wrong: {'; '.join(lines)}")
-        if len(lines) == 1:
-            fail(f"the configuration is wrong: {lines[0]}", EXIT_USAGE)
-        fail("\n  ".join([f"the configuration is wrong, {len(lines)} problems:", *lines]), EXIT_USAGE)
+            fail(f"unhealthy: the configuration is wrong: {'; '.join(wrong.message.splitlines())}")
+        fail_settings(wrong)
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -129,6 +117,77 @@ def serve(config: ConfigOption = None, wings_config: WingsOption = None) -> None
         fail(f"the node cannot serve: {cause}")
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@app.command()
+def watch(
+    nats: Annotated[
+        str | None, typer.Option("--nats", metavar="URL", help="NATS servers: nats://host:4222, or tls://host:4222.")
+    ] = None,
+    config: ConfigOption = None,
+    servers: Annotated[
+        list[str] | None, typer.Option("--server", metavar="UUID", help="Only this server; may be repeated.")
+    ] = None,
+    nodes: Annotated[
+        list[str] | None,
+        typer.Option("--node", metavar="ID", help="Only transfers from or to this node; may be repeated."),
+    ] = None,
+    active: Annotated[bool, typer.Option("--active", help="Leave out what has ended.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the present state, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per event, for scripts.")] = False,
+    user: Annotated[str | None, typer.Option("--user", metavar="NAME", help="User at the broker.")] = None,
+    password_file: Annotated[str | None, typer.Option("--password-file", metavar="FILE", help="Its password.")] = None,
+    token_file: Annotated[str | None, typer.Option("--token-file", metavar="FILE", help="The broker's token.")] = None,
+    creds: Annotated[
+        str | None, typer.Option("--creds", metavar="FILE", help="Credentials file (user JWT and seed).")
+    ] = None,
+    nkey_seed_file: Annotated[
+        str | None, typer.Option("--nkey-seed-file", metavar="FILE", help="Seed of an nkey.")
+    ] = None,
+    tls_ca: Annotated[
+        str | None, typer.Option("--tls-ca", metavar="FILE", help="Certificates that sign the broker's.")
+    ] = None,
+    tls_cert: Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Client certificate.")] = None,
+    tls_key: Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")] = None,
+    inbox_prefix: Annotated[
+        str | None, typer.Option("--inbox-prefix", metavar="PREFIX", help="Of answers to us. Default: _INBOX_<user>.")
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option("--root", metavar="WORD", help="First part of every subject. Default: transfer.")
+    ] = None,
+) -> None:
+    """Show all transfers of all nodes, as the bus tells them.
+
+    On a terminal a table that moves, elsewhere a line per change. Begins with the present state where the broker keeps
+    the events (the stream TRANSFER_EVENTS); without, only what happens from now on is seen. AGE is the time since the
+    newest event. Ctrl-C ends it.
+
+    How to reach the broker can also stand in the environment (`SIDECAR_NATS_URL`, `SIDECAR_NATS_PASSWORD`, ...) or in
+    the section `[nats]` of `--config`. No option takes a secret, because other users of a machine can read those.
+
+    **Examples**
+
+        transfer-sidecar watch --nats nats://127.0.0.1:4222
+        transfer-sidecar watch --active --node node-a
+        transfer-sidecar watch --once --json --server 12345678-1234-1234-1234-123456789012
+    """
+    from sidecar.cli.watching import run
+
+    options = {
+        "url": (nats, "--nats"),
+        "user": (user, "--user"),
+        "password_file": (password_file, "--password-file"),
+        "token_file": (token_file, "--token-file"),
+        "creds": (creds, "--creds"),
+        "nkey_seed_file": (nkey_seed_file, "--nkey-seed-file"),
+        "tls_ca": (tls_ca, "--tls-ca"),
+        "tls_cert": (tls_cert, "--tls-cert"),
+        "tls_key": (tls_key, "--tls-key"),
+        "inbox_prefix": (inbox_prefix, "--inbox-prefix"),
+        "root": (root, "--root"),
+    }
+    given = {key: (text, name) for key, (text, name) in options.items() if text is not None}
+    run(config, given, servers or [], nodes or [], active_only=active, once=once, as_json=as_json)
 
 
 @app.command()

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import nats
+
+from sidecar.bus.subjects import DEFAULT_ROOT
+from sidecar.bus.watch import EVENT_STREAM
 
 _START_S: Final = 10.0
 _STOP_S: Final = 5.0
@@ -83,6 +87,15 @@ async def _wait_ready(process: asyncio.subprocess.Process, directory: Path) -> s
     log = directory / "nats.log"
     tail = log.read_text("utf-8", "replace")[-500:] if log.exists() else ""
     raise RuntimeError(f"nats-server does not start: {tail}")
+
+
+async def make_stream(url: str) -> None:
+    """Where the broker keeps the events, so that nobody comes too late. Raises errors of the client library."""
+    client = await nats.connect(url)
+    try:
+        await client.jetstream().add_stream(name=EVENT_STREAM, subjects=[f"{DEFAULT_ROOT}.v1.event.>"])
+    finally:
+        await client.close()
 
 
 def _told_url(directory: Path) -> str | None:

@@ -27,30 +27,34 @@ from uuid import uuid4
 
 import httpx
 import msgspec
-from nats.aio.msg import Msg
 from rich.console import Console
 from rich.text import Text
 
 from sidecar.archive.staging import VolumeLayout
 from sidecar.archive.trash import list_trash
+from sidecar.bus.settings import BusSettings
+from sidecar.bus.subjects import event_filter
+from sidecar.bus.watch import EVENT_STREAM, Watch
 from sidecar.demo import beside
 from sidecar.demo.beside import BesideFailed, NodeDaemon
-from sidecar.demo.bus_watch import watching
 from sidecar.demo.compare import Comparison, compare
 from sidecar.demo.game import Game, NoContainer
-from sidecar.demo.nats import NatsMissing, run_nats
+from sidecar.demo.nats import NatsMissing, make_stream, run_nats
 from sidecar.demo.node import DemoNode, NodeFailed, free_port, run_node
 from sidecar.demo.panel import PanelServer, TransferNotStarted
 from sidecar.demo.panel_documents import ServerKind
-from sidecar.demo.show import Show, read_event
+from sidecar.demo.show import Show
 from sidecar.demo.world import World, make_world
 from sidecar.lifecycle.stages import Stage
-from sidecar.lifecycle.statuses import Status
+from sidecar.lifecycle.statuses import Role, Status
+from sidecar.watch.board import Board
+from sidecar.watch.table import plain
 
 DATA_TARGET: Final = "/home/container"
 _POLL_S: Final = 0.1
 _PATIENCE_S: Final = 120.0  # and a second for every 5 MB: slower than any disk
 _IMPATIENCE_S: Final = 15.0  # cleaning up takes less, so a later Ctrl-C is meant
+_LAST_EVENT_S: Final = 10.0  # from an end to its event on the bus
 _SHOWN_DIFFERENCES: Final = 10
 _NODES: Final = {"node-a": ("demoTokenIdOfNodeA", "demo-token-of-node-a-0000000000000"),
                  "node-b": ("demoTokenIdOfNodeB", "demo-token-of-node-b-0000000000000")}  # fmt: skip
@@ -127,6 +131,7 @@ async def _demo(console: Console, size_mb: int, use_docker: bool | None, keep: b
         began = time.monotonic()
         views = await _transfer(console, running, size_mb)
         await _check(console, running, views, time.monotonic() - began)
+        await _look_back(console, running)
         if keep:
             await _keep(console, running)
 
@@ -176,7 +181,8 @@ async def _set_up(
     for name in ("nats", *_NODES):
         (directory / name).mkdir()
     ports = {name: free_port() for name in _NODES}
-    broker = await stack.enter_async_context(run_nats(directory / "nats"))
+    broker = await stack.enter_async_context(run_nats(directory / "nats", jetstream=True))
+    await make_stream(broker.url)
     panel = await stack.enter_async_context(_panel(server, ports, game))  # in this process
     volume = directory / "node-a" / "volumes" / server
     world = await _in_thread(make_world, volume, size_mb)
@@ -256,27 +262,73 @@ def _sections(panel_url: str, nats_url: str, game: Game | None) -> dict[str, Map
             "allowed_destinations": ("http://127.0.0.1:*",),
         },
         "limits": {"reserve_bytes": 64 * 1024 * 1024},
-        "nats": {"url": nats_url},
+        "nats": {"url": nats_url, "directory": "create"},
     }
 
 
 async def _transfer(console: Console, running: _Running, size_mb: int) -> dict[str, dict[str, Any]]:
     """Ask for the transfer as the panel does, show what the bus tells, and wait for both ends. Returns their views."""
     with Show(console) as show:
-
-        async def feed(message: Msg) -> None:
-            event = read_event(message.data)
-            if event is not None:
-                show.feed(event)
-
-        async with watching(running.nats_url, feed):
+        async with _shown(running.nats_url, show) as shown:
             try:
                 await running.panel.panel.start_transfer(
                     running.server, "node-b", start_on_completion=running.game is not None or bool(running.daemons)
                 )
             except TransferNotStarted as refused:
                 raise DemoFailed(f"{refused}\n{running.source.log_tail()}") from refused
-            return await _wait_end(running, _PATIENCE_S + size_mb / 5)
+            views = await _wait_end(running, _PATIENCE_S + size_mb / 5)
+            try:
+                async with asyncio.timeout(_LAST_EVENT_S):
+                    await shown.wait()
+            except TimeoutError:
+                raise DemoFailed("the transfer has ended, and the bus tells it of one end only, or of none") from None
+    return views
+
+
+@contextlib.asynccontextmanager
+async def _shown(nats_url: str, show: Show) -> AsyncIterator[asyncio.Event]:
+    """Everything on the bus goes to `show`, until the scope ends. Gives what is set once both ends have told theirs."""
+    both = asyncio.Event()
+
+    async def feed(events: Watch) -> None:
+        async for event in events:
+            show.feed(event)
+            if show.ended == set(Role):
+                both.set()
+
+    async with Watch(BusSettings(urls=(nats_url,)), event_filter(), stream=EVENT_STREAM) as events:
+        async with asyncio.timeout(_LAST_EVENT_S):
+            await events.wait_connected()
+        feeding = asyncio.create_task(feed(events))
+        try:
+            yield both
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+
+
+async def _look_back(console: Console, running: _Running) -> None:
+    """What somebody sees who comes only now: the stream has kept it. Raises DemoFailed."""
+    board = Board()
+    async with Watch(BusSettings(urls=(running.nats_url,)), event_filter(), stream=EVENT_STREAM) as events:
+        taking = asyncio.create_task(_take(events, board))
+        try:
+            async with asyncio.timeout(_LAST_EVENT_S):
+                await events.wait_caught_up()
+        except TimeoutError:
+            raise DemoFailed(f"the bus does not tell a late joiner anything: {events.live_only}") from None
+        finally:
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
+    rows = board.rows()
+    if [[end.status for end in row.ends] for row in rows] != [[Status.COMPLETED] * 2]:
+        raise DemoFailed(f"a late joiner does not see one transfer, completed at both ends: {rows}")
+    console.print(Text(f"On the bus, for whoever comes late: {plain(rows[0], time.time())}"))
+
+
+async def _take(events: Watch, board: Board) -> None:
+    async for event in events:
+        board.feed(event)
 
 
 async def _wait_end(running: _Running, patience_s: float) -> dict[str, dict[str, Any]]:
@@ -385,7 +437,8 @@ async def _keep(console: Console, running: _Running) -> None:
     """Until Ctrl-C: the lines that the README's examples begin with, anew whenever a transfer has ended."""
     panel = running.panel.panel
     nodes = {node.name: node for node in (running.source, running.destination)}
-    console.print("\nEverything keeps running until Ctrl-C. To be pasted into another shell:")
+    console.print("\nEverything keeps running until Ctrl-C. To be pasted into other shells:\n")
+    console.print(Text(f"transfer-sidecar watch --nats {running.nats_url}"), soft_wrap=True)
     while True:
         here = nodes.pop(panel.owner(running.server))
         (there,) = nodes.values()

@@ -8,20 +8,26 @@ from typing import Any
 
 from rich.console import Console
 
-from sidecar.demo.show import Progress, Show, describe, read_event
+from sidecar.bus.events import BusEvent, read_event
+from sidecar.demo.show import Show, describe
+from sidecar.lifecycle.statuses import Role
+from sidecar.views import Progress
 
 SERVER = "12345678-1234-4234-8234-123456789012"
 NOW = 1_760_000_000.0
 
 
-def recorded(kind: str, seq: int, role: str = "source", **facts: Any) -> bytes:
+def recorded(kind: str, seq: int, role: str = "source", **facts: Any) -> BusEvent:
+    direction = "outgoing" if role == "source" else "incoming"
+    transfer = "f0f0f0f0-0000-4000-8000-000000000001"
     body = {
         "event": f"transfer.{kind}",
         "args": [],
-        "transfer": "f0f0f0f0-0000-4000-8000-000000000001",
+        "transfer": transfer,
         "server": SERVER,
         "node": f"node-{role}",
         "role": role,
+        "direction": direction,
         "status": "processing",
         "stage": "streaming",
         "seq": seq,
@@ -29,7 +35,8 @@ def recorded(kind: str, seq: int, role: str = "source", **facts: Any) -> bytes:
         "reason": None,
         "message": None,
     }
-    return json.dumps(body | facts).encode()
+    subject = f"transfer.v1.event.node-{role}.{direction}.{kind}.{SERVER}.{transfer}"
+    return read_event("transfer", subject, json.dumps(body | facts).encode())
 
 
 PROGRESS = {
@@ -56,14 +63,12 @@ A_TRANSFER = [
 ]
 
 
-def shown(messages: list[bytes], *, is_terminal: bool) -> str:
+def shown(events: list[BusEvent], *, is_terminal: bool) -> str:
     file = io.StringIO()
     console = Console(file=file, force_terminal=is_terminal, width=120, color_system=None, legacy_windows=False)
     ticks = iter(range(0, 1000, 10))
     with Show(console, clock=lambda: next(ticks)) as show:
-        for message in messages:
-            event = read_event(message)
-            assert event is not None
+        for event in events:
             show.feed(event)
     return file.getvalue()
 
@@ -94,9 +99,7 @@ def test_plain_progress_is_not_a_flood() -> None:
     file = io.StringIO()
     with Show(Console(file=file, width=120), clock=lambda: 1.0) as show:
         for _ in range(50):
-            event = read_event(recorded("progress", 1, progress=PROGRESS))
-            assert event is not None
-            show.feed(event)
+            show.feed(recorded("progress", 1, progress=PROGRESS))
     assert file.getvalue().count("\n") == 1
 
 
@@ -112,14 +115,13 @@ def test_texts_from_elsewhere_are_only_text() -> None:
     assert output == "  source       ?[2J[red]not red[/red]??\n"
 
 
-def test_what_is_no_event() -> None:
-    for body in (b"", b"\xff", b"[]", b"{}", b'{"event": 1}', b'{"event": "a", "progress": 1}'):
-        assert read_event(body) is None
-
-
-def test_final_events() -> None:
-    finals = [event.is_final for event in map(read_event, A_TRANSFER) if event is not None]
-    assert finals == [False] * 8 + [True, True]
+def test_the_ends_that_have_told_theirs() -> None:
+    show = Show(Console(file=io.StringIO(), width=120))
+    for event in A_TRANSFER[:-1]:
+        show.feed(event)
+    assert show.ended == {Role.DESTINATION}
+    show.feed(A_TRANSFER[-1])
+    assert show.ended == set(Role)
 
 
 def test_progress_with_nothing_known() -> None:
