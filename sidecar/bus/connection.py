@@ -238,11 +238,14 @@ class BusConnection:
             _log.warning("bus: connection lost; transfers go on without it")
 
     async def _drain(self, client: Client) -> None:
-        try:
-            async with asyncio.timeout(self._settings.drain_s):
-                await client.drain()
-        except _BUS_ERRORS as error:
-            _log.warning("bus: not everything was sent before the end: %s", _words(error))
+        draining = asyncio.create_task(client.drain(), name="bus drain")
+        await asyncio.wait({draining}, timeout=self._settings.drain_s)
+        while not draining.done():  # more than once: the library takes the first one for the end of the subscriptions
+            draining.cancel()
+            await asyncio.wait({draining}, timeout=_CLOSE_S)
+        if draining.cancelled() or draining.exception() is not None:
+            reason = "no answer" if draining.cancelled() else _words(draining.exception() or TimeoutError())
+            _log.warning("bus: not everything was sent before the end: %s", reason)
 
     async def _discard(self, client: Client) -> None:
         """Close a client by force: it would wait for unsent bytes to be taken."""

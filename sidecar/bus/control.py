@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
@@ -32,6 +33,7 @@ from sidecar.errors import HostFailed, Refused
 _log = logging.getLogger(__name__)
 
 HERE_S: Final = 5.0  # our own word comes back from the broker within milliseconds
+LEAVE_S: Final = 2.0  # a broker that does not answer at the end lets the entry age
 CLAIMS: Final = 3  # tries of one beat, where somebody else writes at the same time
 _BUS_ERRORS: Final = (nats.errors.Error, OSError, TimeoutError, ValueError)
 
@@ -117,7 +119,7 @@ class Control:
                 await asyncio.wait({life}, timeout=0.5)
             if self._directory is not None and self._fence.standing is Standing.HELD and self._connection.is_connected:
                 with suppress(Unavailable, Moved, TimeoutError):
-                    async with asyncio.timeout(self._pace.drain_s):
+                    async with asyncio.timeout(LEAVE_S):
                         await self._directory.leave(self._fence.revision)
 
     # -- readiness -----------------------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ class Control:
                         await self._settle_in(client)
                         is_settled = True
                     await self._beat(client)
-                    await self._wait(self._pace.beat_s)
+                    await self._wait(self._pace.beat_s * random.uniform(0.8, 1.0))  # not all nodes at once
                 except Exception as error:  # noqa: BLE001 - this goes on for as long as the node does
                     if not isinstance(error, _BUS_ERRORS):
                         _log.exception("a bug in the node's life on the bus")
@@ -199,13 +201,14 @@ class Control:
     async def _beat(self, client: Client) -> None:
         await self._claim()
         self._apply()
+        denied = self._connection.facts()["denied"]
         if self._fence.standing is Standing.FENCED:
             if self._service is not None and self._service.is_open:
                 await self._service.close(self._pace.drain_s)
         elif self._service is not None and not self._service.is_open:
             self._is_granted = None
             await self._service.open(client)
-        await self._say_here(client)
+        await self._say_here(client, denied)
 
     async def _claim(self) -> None:
         """Look whose the entry is, and renew or take it where it may be ours."""
@@ -229,16 +232,18 @@ class Control:
                 _log.warning("bus: no directory of nodes, so two nodes of one id are not kept apart: %s", reason)
             self._no_directory = str(reason)
 
-    async def _say_here(self, client: Client) -> None:
-        """Say it and hear it: then everything that was subscribed before it is in place."""
+    async def _say_here(self, client: Client, denied: int) -> None:
+        """Say it and hear it: then everything that was subscribed before it is in place, or denied by now.
+
+        The broker works off a connection in order, so this proves more than a round trip of the client library does;
+        and waiting for one of those must never be cancelled: its answer would end the library's reading.
+        """
         self._here.clear()
         await client.publish(self._subjects.own("here"), _encode(_Here(self._epoch)))
-        for _ in range(2):  # the first round trip may be answered before what went before it is in place
-            await client.flush(timeout=int(HERE_S))
         async with asyncio.timeout(HERE_S):
             await self._here.wait()
         if self._is_granted is None:  # what is denied later concerns other subjects
-            self._is_granted = not self._connection.facts()["denied"]
+            self._is_granted = self._connection.facts()["denied"] == denied
         self._is_ready = self._is_granted
 
     async def _on_here(self, message: Msg) -> None:

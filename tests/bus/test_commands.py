@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import nats.errors
 import pytest
 
@@ -22,7 +23,7 @@ from tests.api.fake_transfers import OTHER, SERVER, TRANSFER, FakeTransfers, vie
 from tests.api.node import in_loop, node
 from tests.api.tokens import NODE_TOKEN, bearer
 from tests.bus.broker import broker
-from tests.bus.command_rig import BODY, NODE, asking, bus_settings, command_token, commanded
+from tests.bus.command_rig import BODY, NODE, QUICK, asking, bus_settings, command_token, commanded
 
 
 @in_loop
@@ -50,6 +51,9 @@ async def test_all_commands(tmp_path: Path) -> None:
             assert await asker.told("cancel", {"transfer": TRANSFER}) == {"transfer": TRANSFER, "status": "processing"}
             assert await asker.told("cancel", {"server": SERVER}) == {"transfer": TRANSFER, "status": "processing"}
             assert commands.transfers.cancelled == [(SERVER, Role.SOURCE)] * 2
+            commands.transfers.current[SERVER] = view(role=Role.DESTINATION)
+            assert (await asker.told("cancel", {"server": SERVER}))["transfer"] == TRANSFER
+            assert commands.transfers.cancelled[2:] == [(SERVER, Role.DESTINATION)]
 
 
 # What is wrong, in a body without its server: over REST that stands in the path.
@@ -337,6 +341,55 @@ async def test_what_is_in_flight_at_the_end_is_answered(tmp_path: Path) -> None:
             assert json.loads((await answer).data)["transfer"] == TRANSFER
             with pytest.raises(nats.errors.NoRespondersError):
                 await asker.ask("list")
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+@in_loop
+async def test_leaving_never_waits_for_a_broker_that_is_gone(tmp_path: Path, is_frozen: bool) -> None:
+    store = tmp_path / "store"
+    with broker(tmp_path, f'jetstream {{ store_dir: "{store}" }}') as server:
+        await server.wait_listening()
+        pace = msgspec.structs.replace(QUICK, drain_s=0.5)
+        async with commanded(server.url, directory="create", pace=pace) as commands:
+            await commands.wait_ready()
+            if is_frozen:
+                server.freeze()
+            else:
+                server.stop()
+            began = time.monotonic()
+        assert time.monotonic() - began < 10
+
+
+@in_loop
+async def test_the_documented_permissions_suffice(tmp_path: Path) -> None:
+    """Those of the table in `docs/PROTOCOL.md`; a panel's user reaches commands and nothing of the node's own."""
+    store = tmp_path / "store"
+    accounts = f"""jetstream {{ store_dir: "{store}" }}
+    authorization {{ users: [
+      {{ user: admin, password: p }},
+      {{ user: node, password: p, permissions: {{ allow_responses: true,
+         publish: ["transfer.v1.event.node-a.>", "transfer.v1.command.node-a.self.>", "$KV.transfer_nodes.node-a",
+                   "$JS.API.STREAM.INFO.*", "$JS.API.DIRECT.GET.>", "$JS.API.STREAM.MSG.GET.KV_transfer_nodes"],
+         subscribe: ["transfer.v1.command.node-a.>", "transfer.v1.command._all.>", "$SRV.>", "_INBOX_node-a.>"] }} }},
+      {{ user: panel, password: p, permissions: {{
+         publish: ["transfer.v1.command.*.*", "$SRV.*.transfer-sidecar"], subscribe: ["_INBOX_panel.>"] }} }} ] }}"""
+    with broker(tmp_path, accounts) as server:
+        await server.wait_listening()
+        async with asking(server.url, user="admin", password="p") as admin:
+            await admin.client.jetstream().create_key_value(bucket="transfer_nodes", ttl=35.0, history=1)
+            panel = asking(server.url, user="panel", password="p", inbox_prefix="_INBOX_panel")
+            async with commanded(server.url, directory="verify", user="node", password="p") as node, panel as asker:
+                await node.wait_ready()
+                facts = await node.control.check()
+                assert (facts["standing"], facts["directory"], facts["commands"]) == ("held", "ok", True)
+                assert await asker.code("list") == ""
+                assert await asker.code("list", node="_all") == ""
+                assert json.loads((await asker.client.request("$SRV.PING.transfer-sidecar")).data)["name"]
+                await asker.client.publish("transfer.v1.command.node-a.self.here", b'{"epoch": "forged"}')
+                await asker.client.flush()
+                assert await asker.code("list") == ""
+                assert "rival" not in node.control.facts()
+                assert node.connection.facts()["denied"] == 0
 
 
 @in_loop
