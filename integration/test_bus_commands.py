@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
-import time
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -33,6 +33,7 @@ class Field:
 
     def __init__(self, nats_url: str, directory: Path, asker: Asker) -> None:
         self.asker = asker
+        self.nats_url = nats_url
         self._directory = directory
         self._sections: Mapping[str, Mapping[str, Any]] = {
             "containers": {"runtime": "none"},
@@ -83,6 +84,18 @@ def start_body(destination: Node, server: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def documented_start() -> Callable[[str, str, str, dict[str, Any]], Awaitable[dict[str, Any]]]:
+    """The panel's function of `docs/PROTOCOL.md`, as it stands there."""
+    page = Path(__file__).parents[1] / "docs" / "PROTOCOL.md"
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) if "def start" in block
+    ]
+    names: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), names)
+    function: Callable[[str, str, str, dict[str, Any]], Awaitable[dict[str, Any]]] = names["start"]
+    return function
+
+
 def test_a_server_moves_by_the_bus_alone(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with field(tmp_path) as f:
@@ -90,7 +103,9 @@ def test_a_server_moves_by_the_bus_alone(tmp_path: Path) -> None:
             await asyncio.gather(a.start(), b.start())
             grow_world(a.volume(SERVER), big_bytes=500_000)
             world = tree_of(a.volume(SERVER))
-            started = await f.told(a, "start", start_body(b, SERVER, expires_at=time.time() + 60))
+            await f.told(a, "info")  # both take commands
+            await f.told(b, "info")
+            started = await documented_start()(f.nats_url, a.name, a.token, start_body(b, SERVER))
             assert started["status"] == "pending", started
             asked = {"transfer": started["transfer"]}
             async with asyncio.timeout(SETTLE_S):

@@ -27,6 +27,8 @@ def contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
 def _node(settings: Settings) -> Iterator[tuple[str, str]]:
     if not settings.node.id:
         yield "node.id", "it must be set (or made from node.name, or taken from a Wings file)"
+    if settings.node.id == "_all":
+        yield "node.id", "_all is no node: on the bus it means every one"
     if not settings.node.token:
         yield "node.token", "it must be set (or taken from a Wings file, or from node.token_file)"
     if settings.panel.url and not settings.node.token_id:
