@@ -276,6 +276,7 @@ def _server(
         codecs=CODECS,
         respond_async=settings.transfer.respond_async,
         engine_info=engine_info,
+        metrics_token=settings.api.metrics_token.reveal(),
         beside=Beside(daemon_url=settings.daemon.url, is_front=settings.api.front) if settings.daemon.url else None,
     )
     return ApiServer(

@@ -26,6 +26,8 @@ from sidecar.api.destinations import DestinationRoutes
 from sidecar.api.front import PASSED_ON_KEY, Front, ServerRoute, is_own
 from sidecar.api.front_line import DaemonAddress, FrontLimits
 from sidecar.api.health import Readiness
+from sidecar.api.metrics import PATH as METRICS_PATH
+from sidecar.api.metrics import MetricsRoutes
 from sidecar.api.passthrough import PassThrough
 from sidecar.api.problems import problem
 from sidecar.api.reading import REQUEST_ID_KEY, ApiLimits, CallerGone, NoAnswer, maybe_connection, request_id
@@ -40,7 +42,7 @@ from sidecar.errors import HostFailed, Refused, SidecarError
 
 _log = logging.getLogger(__name__)
 
-_QUIET = frozenset({"/healthz", "/readyz"})  # asked every few seconds by orchestrators
+_QUIET = frozenset({"/healthz", "/readyz", METRICS_PATH})  # asked every few seconds by orchestrators
 
 
 class Beside(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +65,7 @@ def build_app(
     engine_info: EngineInfo | None = None,
     now: Callable[[], float] = time.time,
     beside: Beside | None = None,
+    metrics_token: str = "",
 ) -> Starlette:
     """The application of one node.
 
@@ -70,15 +73,17 @@ def build_app(
     what callers send; codecs, the compressions this node reads, in its order of preference; respond_async, answer
     every start 202 before the stop; engine_info, the container engine's facts for `/api/system`; now, seconds since
     1970 for the sockets' tokens; beside, the daemon that owns the servers, whose routes and sockets are passed
-    through to it. Raises ValueError where its URL is none.
+    through to it; metrics_token, of who may read the metrics, or empty: the node's. Raises ValueError where the
+    daemon's URL is none.
     """
     source = SourceRoutes(transfers=transfers, auth=auth, limits=limits, respond_async=respond_async)
     destination = DestinationRoutes(
         transfers=transfers, auth=auth, limits=limits, codecs=codecs, beside=beside is not None
     )
     system = SystemRoutes(auth=auth, readiness=readiness, engine_info=engine_info)
+    metrics = MetricsRoutes(transfers=transfers, readiness=readiness, auth=auth, token=metrics_token)
     hub = Sockets(transfers=transfers, auth=auth, settings=sockets, now=now)
-    routes: list[BaseRoute] = [*source.routes(), *destination.routes(), *system.routes()]
+    routes: list[BaseRoute] = [*metrics.routes(), *source.routes(), *destination.routes(), *system.routes()]
     serve_socket = hub.serve
     passed_on: ASGIApp | None = None
     if beside is not None:

@@ -77,6 +77,10 @@ class NodeAuth:
     def __repr__(self) -> str:
         return "NodeAuth(token=***)"
 
+    def scraping(self, token: str) -> NodeAuth:
+        """As this, for who only reads numbers: `token` is its node token, unless it is empty."""
+        return NodeAuth(token, require_scope=self._require_scope, now=self._now) if token else self
+
     def check_node_token(self, authorization: Sequence[str]) -> None:
         """Args: authorization, every Authorization header. Raises Refused (`auth.missing`, `auth.token`)."""
         if not self.is_node_token(authorization):

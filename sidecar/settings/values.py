@@ -163,6 +163,13 @@ class Api(Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(description="Origins that may open a WebSocket, besides the panel: `https://panel.example.com`, or `*`."),
     ] = ()
+    metrics_token: Annotated[
+        Secret,
+        Meta(
+            description="Bearer token for `/api/transfers/sidecar/metrics` and nothing else. Empty: the node's token "
+            "is wanted there."
+        ),
+    ] = Secret()
     front: Annotated[
         bool,
         Meta(

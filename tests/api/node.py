@@ -78,6 +78,7 @@ async def node(
     readiness: Readiness | None = None,
     now: Callable[[], float] = lambda: NOW,
     engine_info: Any = None,
+    metrics_token: str = "",
 ) -> AsyncIterator[Node]:
     transfers = transfers or FakeTransfers()
     app = build_app(
@@ -90,6 +91,7 @@ async def node(
         respond_async=respond_async,
         engine_info=engine_info,
         now=now,
+        metrics_token=metrics_token,
     )
     server = ApiServer(cast("Any", app))
     port = await server.start()
