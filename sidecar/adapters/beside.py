@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Any, Final
 
 from sidecar.adapters.daemon_containers import DaemonContainers, Seen
@@ -25,6 +26,7 @@ from sidecar.settings.values import StopPolicy
 log = logging.getLogger(__name__)
 
 _KILL_WAIT_S: Final = 10.0  # after the daemon's kill: the engine's own clean-up
+_MAX_WAIT_S: Final = 300  # what daemons let an action wait for the one before it
 _NOTHING: Final = Seen()
 _UNSEEN: Final = "unseen"  # without an engine: the daemon runs it, in a container that nobody here can name
 
@@ -32,9 +34,10 @@ _UNSEEN: Final = "unseen"  # without an engine: the daemon runs it, in a contain
 class BesideRuntime:
     """Fulfils `ports.Runtime`. Close it; the daemon is the caller's to close.
 
-    Args: `containers` None: no engine is asked; `settle_s` how long a stopped server is watched before it counts,
-    longer than a daemon takes to bring a server back; `start_timeout_s` how long a start may take to be seen: daemons
-    set the owners of all files first; `poll_s` between two questions to the daemon.
+    Args: `containers` None: no engine is asked; `stop_again_s` when a stop is repeated of which nothing is seen: a
+    daemon may lose one of a server that has just begun to start; `settle_s` how long a stopped server is watched
+    before it counts, longer than a daemon takes to bring a server back; `start_timeout_s` how long a start may take to
+    be seen: daemons set the owners of all files first; `poll_s` between two questions to the daemon.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class BesideRuntime:
         *,
         stop_timeout_s: float = 15.0,
         stop_policy: StopPolicy = StopPolicy.FAIL,
+        stop_again_s: float = 3.0,
         settle_s: float = 2.0,
         start_timeout_s: float = 120.0,
         poll_s: float = 0.25,
@@ -52,6 +56,7 @@ class BesideRuntime:
         self._containers = containers
         self._stop_timeout_s = stop_timeout_s
         self._stop_policy = stop_policy
+        self._stop_again_s = stop_again_s
         self._settle_s = settle_s
         self._start_timeout_s = start_timeout_s
         self._poll_s = poll_s
@@ -105,8 +110,8 @@ class BesideRuntime:
 
     async def _bring_down(self, server: str, state: DaemonState | None, container: str | None) -> None:
         if state is not DaemonState.STOPPING:  # a second stop would wait behind the first, and behind our start
-            await self._daemon.power(server, PowerAction.STOP)
-        if await self._wait_down(server, container, self._stop_timeout_s):
+            await self._ask_stop(server)
+        if await self._wait_down(server, container, self._stop_timeout_s, repeats=True):
             return
         if self._stop_policy is StopPolicy.FAIL:
             raise HostFailed(
@@ -117,17 +122,22 @@ class BesideRuntime:
         log.warning("server %s did not stop within %g s: killed by the daemon", server, self._stop_timeout_s)
         await self._kill(server, container)
 
+    async def _ask_stop(self, server: str) -> None:
+        await self._daemon.power(server, PowerAction.STOP, wait_s=_whole(self._stop_timeout_s))
+
     async def _kill(self, server: str, container: str | None) -> None:
         await self._daemon.power(server, PowerAction.KILL)
         if not await self._wait_down(server, container, _KILL_WAIT_S):
             raise HostFailed("server.stop_failed", f"server {server} still runs after the node daemon's kill")
 
-    async def _wait_down(self, server: str, container: str | None, timeout_s: float) -> bool:
-        """Whether daemon and engine say so in time; both are asked at least once.
+    async def _wait_down(self, server: str, container: str | None, timeout_s: float, *, repeats: bool = False) -> bool:
+        """Whether daemon and engine say so in time; both are asked at least once. `repeats` a stop that was lost.
 
         Raises HostFailed (`server.started_outside`) where it was down already, unseen, and runs again.
         """
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        deadline = asked_at + timeout_s
         is_stopping = False
         while True:
             state, seen = await self._daemon.state(server), await self._look(server)
@@ -137,8 +147,11 @@ class BesideRuntime:
             if is_new or (is_stopping and state in (DaemonState.STARTING, DaemonState.RUNNING)):
                 raise HostFailed("server.started_outside", "the server was started by somebody else while it stopped")
             is_stopping = state is DaemonState.STOPPING
-            if asyncio.get_running_loop().time() >= deadline:
+            if loop.time() >= deadline:
                 return False
+            if repeats and state is DaemonState.RUNNING and loop.time() >= asked_at + self._stop_again_s:
+                await self._ask_stop(server)
+                asked_at = loop.time()
             await asyncio.sleep(self._poll_s)
 
     async def _settle(self, server: str, observed: Observed) -> None:
@@ -200,7 +213,7 @@ class BesideRuntime:
                 case DaemonState.STARTING | DaemonState.RUNNING:
                     return
                 case DaemonState.OFFLINE if not is_asked and (await self._look(server)).is_still:
-                    await self._daemon.power(server, PowerAction.START)
+                    await self._daemon.power(server, PowerAction.START, wait_s=_whole(self._stop_timeout_s))
                     is_asked = True
                 case DaemonState.STOPPING if loop.time() >= deadline - self._start_timeout_s + self._stop_timeout_s:
                     if (await self._look(server)).is_running or self._containers is None:
@@ -263,3 +276,7 @@ class BesideRuntime:
         await self._daemon.check()
         if self._containers is not None:
             await self._containers.ping()
+
+
+def _whole(seconds: float) -> int:
+    return min(_MAX_WAIT_S, math.ceil(seconds))

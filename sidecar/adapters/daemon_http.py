@@ -189,12 +189,15 @@ class HttpDaemon:
             self._kind = None
             raise HostFailed("daemon.strange", f"the node daemon's answer is not a server: {error}") from error
 
-    async def power(self, server: str, action: PowerAction) -> None:
+    async def power(self, server: str, action: PowerAction, *, wait_s: int = 0) -> None:
         """Ask for a power action. Accepted says nothing about its outcome: look at the state.
 
+        Args: `wait_s` how long the daemon may keep it back behind the action before it, at most 300. Without, two
+        families accept one that comes meanwhile and drop it, and one keeps it for ever.
         Raises HostFailed (`daemon.*`).
         """
-        status, _, body = await self._call("POST", f"/api/servers/{server}/power", json={"action": action.value})
+        asked = {"action": action.value, "wait_seconds": wait_s}
+        status, _, body = await self._call("POST", f"/api/servers/{server}/power", json=asked)
         if not 200 <= status < 300:
             raise self._refused(f"{action} a server", status, body)
 
@@ -330,7 +333,7 @@ class HttpDaemon:
     # ---- calls -----------------------------------------------------------------------------------------------------
 
     async def _call(
-        self, method: str, path: str, *, json: dict[str, str] | None = None, authorized: bool = True
+        self, method: str, path: str, *, json: dict[str, Any] | None = None, authorized: bool = True
     ) -> tuple[int, httpx.Headers, bytes]:
         """One request, one deadline. Raises HostFailed (`daemon.unreachable`, `daemon.strange`)."""
         headers = {"Authorization": f"Bearer {self._token}"} if authorized else {}

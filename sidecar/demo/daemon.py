@@ -306,12 +306,13 @@ class StandInDaemon:
         if isinstance(server, Response):
             return server
         try:
-            action = (await request.json())["action"]
-        except (ValueError, KeyError, TypeError):
+            asked = await request.json()
+            action, wait_s = asked["action"], asked.get("wait_seconds")
+        except (ValueError, KeyError, TypeError, AttributeError):
             return words.error(400, "The data passed in the request was not in a parsable format. Please try again.")
         if action not in _ACTIONS:
             return words.error(422, "The power action provided was not valid")
-        self.power.act(server, action)
+        self.power.act(server, action, wait_s)
         return JSONResponse({}, 202) if self.family is Family.CALAGOPUS else Response(status_code=202)
 
     async def _commands(self, request: Request) -> Response:

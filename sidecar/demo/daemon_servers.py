@@ -21,7 +21,6 @@ from sidecar.demo.panel_documents import Document, Family
 log = logging.getLogger(__name__)
 
 CLOSED: Final = ""  # in a listener's queue: the server was deleted
-_LOCK_S: Final = 30.0  # how long a power action waits for the one before it
 _STOP_S: Final = 600.0  # after which a Go daemon kills
 _LISTENER_MESSAGES: Final = 512
 
@@ -91,19 +90,27 @@ class Power:
 
     # ---- power -----------------------------------------------------------------------------------------------------
 
-    def act(self, server: DaemonServer, action: str) -> None:
-        """In the background; nobody hears how it went."""
-        self._spawn(self._act(server, action))
+    def act(self, server: DaemonServer, action: str, wait_s: float | None = None) -> None:
+        """In the background; nobody hears how it went. `wait_s`: how long it waits for the action before it.
 
-    async def _act(self, server: DaemonServer, action: str) -> None:
+        Without, the Go daemons drop it where another is under way, and Calagopus keeps it for ever.
+        """
+        if not wait_s and is_go(self.family):
+            wait_s = 0
+        self._spawn(self._act(server, action, wait_s))
+
+    async def _act(self, server: DaemonServer, action: str, wait_s: float | None) -> None:
         if server.is_transferring and (is_go(self.family) or action in ("start", "restart")):
             log.info("server %s is currently being transferred", server.uuid)
             return
         if action == "kill":
             await self._kill(server)
             return
+        if wait_s == 0 and server.power.locked():
+            log.info("server %s: %s is dropped, another action is under way", server.uuid, action)
+            return
         try:
-            async with asyncio.timeout(_LOCK_S):
+            async with asyncio.timeout(wait_s or None):
                 await server.power.acquire()
         except TimeoutError:
             return
@@ -173,7 +180,7 @@ class Power:
             return
         server.last_crash = now
         await asyncio.sleep(self._crash_delay_s)
-        await self._act(server, "start")
+        await self._act(server, "start", 0)
 
     async def _stop(self, server: DaemonServer) -> None:
         container = server.container

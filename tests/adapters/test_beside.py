@@ -276,6 +276,46 @@ def test_a_container_that_the_daemon_does_not_know_is_not_taken_for_stopped(
     run(scenario)
 
 
+@FAMILIES
+def test_a_stop_and_a_start_wait_for_the_action_before_them(family: Family, tmp_path: Path) -> None:
+    """A crash handler starts the server at the same moment: two families drop what does not say that it can wait."""
+
+    async def scenario() -> None:
+        async with beside(family, tmp_path) as node:
+            observed = await node.running()
+            server = node.at.daemon.find(node.server)
+            assert server is not None
+            for act, state in (
+                (node.runtime.stop(node.server, observed, HOW), "offline"),
+                (node.runtime.start(node.server, observed), "running"),
+            ):
+                await server.power.acquire()
+                asked = len(node.at.daemon.calls_of("power"))
+                acting = asyncio.create_task(act)
+                while len(node.at.daemon.calls_of("power")) == asked:  # noqa: ASYNC110 - a record, not an event
+                    await asyncio.sleep(0.01)
+                server.power.release()
+                await acting
+                await node.at.until_state(state)
+
+    run(scenario)
+
+
+@FAMILIES
+def test_a_stop_that_a_daemon_lost_is_repeated(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calagopus drops one of a server that has no container yet, though it answers 202."""
+
+    async def scenario() -> None:
+        async with beside(family, tmp_path, stop_again_s=0.05) as node:
+            observed = await node.running()
+            node.at.daemon.script("power", "202")
+            await node.runtime.stop(node.server, observed, HOW)
+            await node.at.until_state("offline")
+            assert len(node.at.daemon.calls_of("power")) == 3  # the start, and the stop twice
+
+    run(scenario)
+
+
 # ---- started from outside -------------------------------------------------------------------------------------------
 
 
