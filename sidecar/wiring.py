@@ -34,7 +34,7 @@ from sidecar.calls.auth import NodeAuth
 from sidecar.engine.node import Node
 from sidecar.engine.services import Receiving, Sending, Services, Timings
 from sidecar.engine.volumes import Volumes
-from sidecar.journal.lock import exclusive
+from sidecar.journal.lock import exclusive, exclusive_volumes
 from sidecar.journal.store import Journal
 from sidecar.ports import FilePlace, Panel, Runtime
 from sidecar.settings.checks import remarks
@@ -84,10 +84,12 @@ async def serve(settings: Settings) -> None:
 async def running(settings: Settings, *, timings: Timings | None = None) -> AsyncIterator[Running]:
     """A node that serves until the block is left. `timings`: for tests that cannot wait as long as the rules do.
 
-    Raises HostFailed (`journal.failed`) where another process works with the same state directory.
+    Raises HostFailed where another process works with the same state directory (`journal.failed`) or the same volumes
+    (`settings.invalid`).
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(exclusive(settings.state.dir))  # before anything is recovered
+        stack.enter_context(exclusive_volumes(settings.servers.volumes))
         transfer, streams = settings.transfer, settings.limits.max_multiplex_streams
         workers = 4 + 4 * transfer.max_outgoing + (4 + streams) * transfer.max_incoming  # started only when needed
         executor = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="sidecar"))

@@ -118,14 +118,19 @@ class Node:
     def _sweep(self) -> None:
         """In a thread: staging directories that no transfer will ask for again; trash that is old enough.
 
-        What belongs to a journal that could not be read (a newer version's) is none of this program's business.
+        A transfer is journaled before it has a staging directory. So one that this journal does not know is another
+        node's, or from a state directory that was lost: it may be the only copy, and stays. The same goes for a journal
+        that could not be read (a newer version's).
         """
-        wanted = {t.facts.transfer for t in self._transfers.values() if t.state.holds_slot}
-        wanted |= self._services.journal.known() - set(self._transfers)
+        over = {t.facts.transfer for t in self._transfers.values() if not t.state.holds_slot}
+        known = self._services.journal.known()
         for leftover in self._services.volumes.leftovers():
-            if leftover.transfer not in wanted:
+            if leftover.transfer in over:
                 log.info("removing the staging directory of transfer %s", leftover.transfer)
                 leftover.remove()
+            elif leftover.transfer not in known:
+                place = leftover.layout.staging_root / leftover.transfer
+                log.warning("%s is of a transfer that this node knows nothing of; left where it is", place)
         self._services.volumes.purge(self._services.now())
 
     async def keep_house(self, interval_s: float = 300.0) -> None:

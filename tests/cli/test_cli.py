@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from sidecar import __version__
 from sidecar.cli.main import app
-from sidecar.journal.lock import exclusive
+from sidecar.journal.lock import exclusive, exclusive_volumes
 
 UUID = "12345678-1234-4234-8234-123456789012"
 SECRET = "s3cretTokenThatNobodySees"
@@ -182,6 +182,21 @@ def test_a_second_node_on_one_state_directory_is_one_line(tmp_path: Path) -> Non
         f"{tmp_path / 'state'}; each node needs its own."
     )
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["lock"]
+
+
+def test_a_second_node_on_the_same_volumes_is_one_line(tmp_path: Path) -> None:
+    volumes = tmp_path / "volumes"
+    volumes.mkdir()
+    environ = ENVIRONMENT | {
+        "SIDECAR_API_PORT": "0",
+        "SIDECAR_CONTAINERS_RUNTIME": "none",
+        "SIDECAR_SERVERS_VOLUMES": str(volumes),
+        "SIDECAR_STATE_DIR": str(tmp_path / "state"),
+    }
+    with exclusive_volumes(volumes):
+        done = spawn("serve", environ=environ)
+    assert done.returncode == 1
+    assert f"Another sidecar works with the volumes in {volumes};" in done.stderr.splitlines()[-1]
 
 
 def test_an_unknown_option_is_wrong_usage() -> None:

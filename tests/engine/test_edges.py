@@ -33,21 +33,38 @@ def test_a_server_that_is_installed_or_restored_is_not_transferred(tmp_path: Pat
     asyncio.run(scenario())
 
 
-def test_what_a_newer_version_has_staged_is_left_alone(tmp_path: Path) -> None:
+def test_what_this_node_did_not_stage_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         transfer = "99999999-1111-4222-8333-444444444444"
         staged = tmp_path / "b" / "volumes" / ".sidecar-staging" / transfer
         staged.mkdir(parents=True, mode=0o700)
-        (staged / "world").write_text("x")
+        (staged / "world").write_text("a newer version's")
         other = staged.with_name("88888888-1111-4222-8333-444444444444")
         other.mkdir()
+        (other / "world").write_text("of a state directory that was lost")
         journal = tmp_path / "b" / "state" / "transfers"
         journal.mkdir(parents=True)
         body = b'{"version":99}'
         (journal / f"{transfer}.journal").write_bytes(b"%08x %s\n" % (zlib.crc32(body), body))
         async with running_node(tmp_path / "b", "b"):
-            assert (staged / "world").read_text() == "x"
-            assert not other.exists()  # nobody's
+            assert (staged / "world").exists() and (other / "world").exists()
+            said = [record.getMessage() for record in caplog.records if "knows nothing of" in record.getMessage()]
+            assert said == [f"{other} is of a transfer that this node knows nothing of; left where it is"]
+
+    asyncio.run(scenario())
+
+
+def test_what_this_node_staged_for_a_transfer_that_is_over_goes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_node(tmp_path / "a", "a") as a:
+            async with running_node(tmp_path / "b", "b") as b:
+                grow_world(a.volume())
+                await a.node.start(request_to(b), caller=None, respond_async=False)
+                transfer = (await b.settled()).transfer
+            staged = tmp_path / "b" / "volumes" / ".sidecar-staging" / transfer
+            staged.mkdir(parents=True, exist_ok=True)
+            async with running_node(tmp_path / "b", "b") as b:
+                assert b.staging() == []
 
     asyncio.run(scenario())
 

@@ -1,4 +1,4 @@
-"""Two processes never decide about one state directory."""
+"""Two processes never decide about one state directory, or about one directory of volumes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import HostFailed
-from sidecar.journal.lock import exclusive
+from sidecar.journal.lock import exclusive, exclusive_volumes
 
 HOLD = """
 import sys, time
@@ -56,3 +56,17 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         exclusive(tmp_path / "file" / "below"),
     ):
         pass
+
+
+def test_two_nodes_never_share_their_volumes(tmp_path: Path) -> None:
+    with exclusive_volumes(tmp_path):
+        with pytest.raises(HostFailed, match="give each node its own servers") as refused, exclusive_volumes(tmp_path):
+            pass
+        assert refused.value.code == "settings.invalid" and refused.value.facts == {"path": str(tmp_path)}
+    with exclusive_volumes(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_volumes_are_for_readiness_to_tell(tmp_path: Path) -> None:
+    with exclusive_volumes(tmp_path / "missing"), exclusive_volumes(tmp_path / "missing"):
+        assert not (tmp_path / "missing").exists()
