@@ -488,7 +488,10 @@ class State(Struct, frozen=True, kw_only=True):
 
     dir: Annotated[
         Path,
-        Meta(description="Directory of the journal. Losing it means forgetting unfinished transfers."),
+        Meta(
+            description="Directory of the journal. Losing it means forgetting unfinished transfers: what they had "
+            "staged beside the volumes is then left where it is."
+        ),
     ] = Path("/var/lib/transfer-sidecar")
 
 
