@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from sidecar import __version__
+from sidecar.cli import bus_commands
 from sidecar.cli.ending import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, fail, fail_settings
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
 app.add_typer(config_app, name="config")
+app.add_typer(bus_commands.app, name="transfer")
 
 
 def load_settings(config: Path | None, wings_config: Path | None, *, is_probe: bool = False) -> Loaded:
@@ -385,6 +387,9 @@ def resolve(
     if not 200 <= answer.status < 300:
         fail(f"the node refused ({answer.status}){answer.detail}")
     typer.echo(f"{uuid}: {outcome}")
+
+
+app.command()(bus_commands.nodes)
 
 
 def _server_uuid(server: str) -> str:
