@@ -59,15 +59,15 @@ class EventKind(StrEnum):
 
 
 class TransferEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened. `seq` counts per transfer and node, without gaps over status and logs; progress has the
-    `seq` of the event before it and may be dropped."""
+    """One thing that happened. `decision` is the journal's record that a status tells, so that a status which is told
+    again can be recognised; 0 for log lines and progress."""
 
     kind: EventKind
     transfer: str
     server: str
     node: str
     role: Role
-    seq: int
+    decision: int = 0
     time: float
     status: Status
     stage: str

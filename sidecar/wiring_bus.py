@@ -25,18 +25,23 @@ from sidecar.bus.entry import EntryMaker
 from sidecar.bus.fence import Fence
 from sidecar.bus.messages import NodeEntry
 from sidecar.bus.mirror import Mirror
+from sidecar.bus.outbox import Outbox
+from sidecar.bus.readiness import check_events
 from sidecar.bus.settings import BusSettings
+from sidecar.bus.stream import EventStream
 from sidecar.bus.subjects import Subjects
 from sidecar.calls.auth import NodeAuth
 from sidecar.calls.command_auth import CommandAuth
+from sidecar.engine.hub import EventHub
 from sidecar.engine.node import Node
 from sidecar.engine.runs import remember_run
 from sidecar.engine.services import Services
-from sidecar.settings.values import CommandAccess, Provision, Settings
+from sidecar.settings.values import CommandAccess, Provision, Settings, StreamCare
 from sidecar.wire.headers import PROTOCOL_VERSION
 
 CODECS: Final = ("gzip",)  # what this node says that it reads
 CANCEL_AGAIN_S: Final = 0.5
+OUTBOX: Final = "outbox.sqlite"
 FLUSH_S: Final = 2.0  # at the end: the last events of a drained node
 
 
@@ -80,7 +85,7 @@ async def open_bus(settings: Settings, services: Services, node: Node, auth: Nod
     shared.checks.append(Check("bus", lambda: check_bus(shared.connection), is_required=False))
     control = await _control(shared, services, auth)
     await stack.enter_async_context(shared.connection)
-    await _events(shared)
+    await _events(shared, services.hub)
     return Bus(checks=shared.checks, control=control)
 
 
@@ -90,14 +95,28 @@ def bus_settings(settings: Settings) -> BusSettings:
     return BusSettings.of(settings.nats, name=f"transfer-sidecar {node}", inbox_prefix=f"_INBOX_{node}")
 
 
-async def _events(shared: Shared) -> None:
-    """Every event of every transfer, to the bus."""
-    mirror = Mirror(
-        events=lambda: shared.node.events(None),
-        connection=shared.connection,
-        subjects=shared.subjects,
+async def _events(shared: Shared, hub: EventHub) -> None:
+    """Every event of every transfer: to the outbox, and from there to the bus."""
+    settings, nats = shared.settings, shared.settings.nats
+    outbox = Outbox(
+        settings.state.dir / OUTBOX,
+        node=settings.node.id,
         epoch=shared.epoch,
+        budget_bytes=nats.outbox_bytes,
+        keep_s=nats.outbox_keep_s,
+        on_lost=shared.node.tell_statuses,
     )
+    await shared.stack.enter_async_context(outbox)
+    hub.attach(outbox)
+    stream = EventStream(
+        shared.connection,
+        shared.subjects,
+        name=nats.stream,
+        may_create=nats.manage_stream is StreamCare.CREATE,
+        is_wanted=nats.jetstream,
+    )
+    mirror = Mirror(outbox=outbox, connection=shared.connection, subjects=shared.subjects, stream=stream)
+    shared.checks.append(Check("events", lambda: check_events(outbox, mirror), is_required=False))
     background = await shared.stack.enter_async_context(cancelled_at_the_end())
     background(asyncio.create_task(mirror.run(), name="bus mirror"))
     shared.stack.push_async_callback(mirror.flush, FLUSH_S)

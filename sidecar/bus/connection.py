@@ -19,9 +19,10 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import nats.errors
+import nats.js.errors
 from nats.aio.client import Client
 
 from sidecar.bus.settings import BusSettings
@@ -33,9 +34,11 @@ LOG_EVERY_S: Final = 30.0  # a broker that is down says the same thing at every 
 _CLOSE_S: Final = 1.0  # a client that does not close by itself is cut
 _BUS_ERRORS: Final = (nats.errors.Error, OSError, TimeoutError, EOFError, ValueError)
 _MESSAGE_ERRORS: Final = (nats.errors.MaxPayloadError, nats.errors.BadSubjectError, nats.errors.BadHeaderError)
+_ANSWERS: Final = (nats.js.errors.APIError, nats.js.errors.NoStreamResponseError, nats.errors.NoRespondersError)
 _HEADER_BYTES: Final = 64  # the header block's own first and last line, generously
 
 
+T = TypeVar("T")
 OnConnected = Callable[[Client], Awaitable[None]]
 
 
@@ -49,12 +52,18 @@ class BusDown(Exception):
     """There is no working connection at the moment. Never leaves this package."""
 
 
+class BusDenied(Exception):
+    """The broker refuses that subject to this node. Never leaves this package."""
+
+
 class _Link:
     """One client of the library, and whether anything is wrong with it. Its late callbacks concern it alone."""
 
     def __init__(self) -> None:
         self.client = Client()
         self.is_broken = asyncio.Event()
+        self.denials: list[str] = []  # what the broker refused on it, in the broker's words; the last of them
+        self.is_denied = asyncio.Event()  # anything of that is new
 
 
 class BusConnection:
@@ -126,6 +135,15 @@ class BusConnection:
         if self._state is BusState.CLOSED:
             raise BusDown("closed")
 
+    async def wait_change(self, connection: int) -> None:
+        """Return once that connection, counted as `connections` does, is over."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._connections != connection or not self.is_connected)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._state is BusState.CLOSED
+
     async def publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         """Hand one message to the client; only `settle` tells whether the broker got it.
 
@@ -136,7 +154,7 @@ class BusConnection:
         if link is None or not self.is_connected:
             raise BusDown("not connected")
         client = link.client
-        size = len(payload) + _HEADER_BYTES + sum(len(name) + len(value) + 4 for name, value in headers.items())
+        size = self.message_bytes(payload, headers)
         if size > client.max_payload:
             raise ValueError(f"the message has {size} bytes, the broker takes {client.max_payload}")
         try:
@@ -146,6 +164,47 @@ class BusConnection:
         except _BUS_ERRORS as error:
             self._suspect(link, error)
             raise BusDown(str(error)) from error
+
+    async def use(self, work: Callable[[Client], Coroutine[Any, Any, T]], within_s: float, *, subject: str = "") -> T:
+        """Run `work` with the client of the moment, until it ends, the connection does, or the time is over.
+
+        Args: subject, a part of what it publishes to: the broker's refusal of that ends it too, for nothing else does.
+        Raises BusDenied, BusDown where there is no connection any more, TimeoutError where there still seems to be one
+        (`settle` finds out), ValueError where the fault is a message's own, and what JetStream answers
+        (`nats.js.errors.APIError`, `NoStreamResponseError`, `nats.errors.NoRespondersError`).
+        """
+        link = self._link
+        if link is None or not self.is_connected:
+            raise BusDown("not connected")
+        try:
+            return await _until_broken(work(link.client), link, within_s, subject)
+        except (*_ANSWERS, TimeoutError, BusDenied):
+            raise
+        except _MESSAGE_ERRORS as error:
+            raise ValueError(str(error)) from error
+        except (nats.errors.Error, OSError, EOFError) as error:
+            self._suspect(link, error)
+            raise BusDown(str(error)) from error
+
+    @property
+    def max_payload(self) -> int:
+        """The largest message that the broker takes, headers included, in bytes. Raises BusDown."""
+        return self._client.max_payload
+
+    @property
+    def server_info(self) -> dict[str, Any]:
+        """What the broker said of itself when it was connected to. Raises BusDown."""
+        return dict(self._client._server_info)  # the library has no call for it
+
+    @property
+    def _client(self) -> Client:
+        if self._link is None:
+            raise BusDown("not connected")
+        return self._link.client
+
+    def message_bytes(self, payload: bytes, headers: dict[str, str]) -> int:
+        """Size of a message as `max_payload` counts it, generously."""
+        return len(payload) + _HEADER_BYTES + sum(len(name) + len(value) + 4 for name, value in headers.items())
 
     async def settle(self, within_s: float) -> None:
         """Return once the broker has taken everything published on this connection. Raises BusDown.
@@ -208,7 +267,11 @@ class BusConnection:
             link.is_broken.set()
 
         client = link.client
-        await client.connect(**self._options, error_cb=self._on_error, closed_cb=on_lost, disconnected_cb=on_lost)
+
+        async def on_error(error: Exception) -> None:
+            await self._on_error(link, error)
+
+        await client.connect(**self._options, error_cb=on_error, closed_cb=on_lost, disconnected_cb=on_lost)
         for on_connected in self._on_connected:
             await on_connected(client)
         # A subscription counts from the second round trip on: the first may be answered before it is in place.
@@ -271,9 +334,12 @@ class BusConnection:
             self._state = state
             self._changed.notify_all()
 
-    async def _on_error(self, error: Exception) -> None:
-        if "permissions violation" in str(error).lower():  # the library has no class for it; the broker drops it all
+    async def _on_error(self, link: _Link, error: Exception) -> None:
+        words = str(error).lower()
+        if "permissions violation" in words:  # the library has no class for it; the broker drops it all
             self._denied += 1
+            link.denials = [*link.denials[-15:], words]
+            link.is_denied.set()
         self._note(error)
 
     def _note(self, error: Exception) -> None:
@@ -290,15 +356,10 @@ class BusConnection:
 async def check_bus(connection: BusConnection) -> dict[str, Any]:
     """The readiness probe of the bus. Raises HostFailed (`bus.down`, `bus.denied`): degraded, never not ready."""
     if not connection.is_connected:
-        raise HostFailed(
-            "bus.down", "The broker cannot be reached; events are not published.", **connection.facts(), **_GUARANTEE
-        )
+        raise HostFailed("bus.down", "The broker cannot be reached; events wait for it.", **connection.facts())
     if connection.facts()["denied"]:
-        raise HostFailed("bus.denied", "The broker refuses subjects of this node.", **connection.facts(), **_GUARANTEE)
-    return {**connection.facts(), **_GUARANTEE}
-
-
-_GUARANTEE: Final = {"guarantee": "at most once"}
+        raise HostFailed("bus.denied", "The broker refuses subjects of this node.", **connection.facts())
+    return connection.facts()
 
 
 async def _settled(client: Client, within_s: float) -> None:
@@ -330,6 +391,35 @@ async def _first(
         for task in (first, second):
             task.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
+
+
+async def _until_broken(wanted: Coroutine[Any, Any, T], link: _Link, within_s: float, subject: str) -> T:
+    """What `wanted` returns or raises; else BusDenied, ConnectionClosedError where the link broke, TimeoutError."""
+    running = asyncio.ensure_future(wanted)
+    breaking = asyncio.ensure_future(link.is_broken.wait())
+    denial = asyncio.ensure_future(_denied(link, subject.lower()))  # the broker's words are in lower case
+    try:
+        done, _ = await asyncio.wait({running, breaking, denial}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        if running in done:
+            return running.result()
+        if denial in done:
+            raise BusDenied(denial.result())
+        raise nats.errors.ConnectionClosedError if breaking in done else TimeoutError
+    finally:
+        for task in (running, breaking, denial):
+            task.cancel()
+        await asyncio.gather(running, breaking, denial, return_exceptions=True)
+
+
+async def _denied(link: _Link, subject: str) -> str:
+    """Return once the broker refuses what has `subject` in it; its words. Never, without a subject."""
+    link.denials.clear()
+    while True:
+        link.is_denied.clear()
+        found = next((words for words in link.denials if subject and subject in words), None)
+        if found is not None:
+            return found
+        await link.is_denied.wait()
 
 
 def _words(error: BaseException) -> str:

@@ -38,6 +38,7 @@ class BusEvent(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     stage: _Word
     seq: _Number
+    number: _Number = 0
     time: Annotated[float, Meta(ge=0, lt=1e11)]  # a thousand years
     reason: _Word | None = None
     message: str | None = None

@@ -1,273 +1,301 @@
-"""Every event of every transfer, copied to the bus: subjects of `subjects.py`, JSON bodies, CloudEvents headers.
+"""From the outbox to the broker: in order, at least once, and never in anybody's way.
 
-Transfers never wait for the broker: the mirror consumes the engine's events at once into a bounded store and publishes
-from there. What is kept when not everything can be:
-
-- with a connection: up to `MAX_QUEUED` events; the oldest progress goes first, then the oldest log lines. Statuses that
-  alone exceed the bound are reduced to the newest of each transfer.
-- without one: the newest status of each transfer, published as soon as there is a connection again. Log lines and
-  progress of that time are lost, and the gap in `seq` shows it.
-
-So the guarantee is "at most once", with one exception: a status whose arrival the broker did not confirm is published
-again after the connection is back, under the same `ce-id`; consumers drop repeats by it.
+A window of events is sent without waiting, then all its acknowledgements are awaited. Where one is missing or is a
+refusal, the window is given up, and sending begins again at the first event that was not acknowledged; the broker knows
+repeats by their ids, and drops them. An acknowledgement is no fsync at the broker (its default is every two minutes),
+and a broker's memory of ids is bounded. So with each connection the stream is asked for the newest event of this node
+that it has: what it lost is sent again, as long as the outbox keeps it, and what it has is not, however long the outage
+was.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
-from datetime import UTC, datetime
-from typing import Any, Final, cast
+import random
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
+from nats.aio.client import Client
 
-from sidecar.bus.connection import BusConnection, BusDown
+from sidecar.bus.acks import NO_STREAM, OTHER_STREAM, TOO_LARGE, Ack, Acks
+from sidecar.bus.connection import BusConnection, BusDenied, BusDown
+from sidecar.bus.event_message import event_id, headers_of, shortened
+from sidecar.bus.outbox import Outbox, OutboxAway
+from sidecar.bus.outbox_file import OutboxFile, Row
+from sidecar.bus.stream import EventStream, Held, NotTold, Opened
 from sidecar.bus.subjects import Subjects
-from sidecar.views import EventKind, TransferEvent
 
 _log = logging.getLogger(__name__)
 
-MAX_QUEUED: Final = 4_096  # events of about 1 KiB: some 4 MiB
-MAX_KEPT_STATUSES: Final = 10_000  # transfers that ended while the broker was away
-MAX_BODY_BYTES: Final = 64 * 1024  # far below a broker's usual 1 MiB; a larger one would close the connection for good
 WINDOW: Final = 64  # unconfirmed messages; measured to be as fast as any larger one
-SETTLE_S: Final = 5.0
-RESUBSCRIBE_S: Final = 1.0
+READ: Final = 8 * WINDOW  # about 0.5 MiB
+ACK_S: Final = 5.0
+LOOK_S: Final = 30.0  # how often an idle node sees whether the stream is still there
+PAUSE_MIN_S: Final = 0.25
+PAUSE_MAX_S: Final = 5.0
 
-_encode = msgspec.json.Encoder().encode
+Message = tuple[Row, str, bytes, dict[str, str]]
+
+
+class MirrorFacts(msgspec.Struct, frozen=True):
+    """For readiness. code: None where all is well, else a key of `errors.CODES`."""
+
+    code: str | None = None
+    words: str = ""
+    is_kept: bool | None = None  # by a stream; None: not known yet
+    undeliverable: int = 0  # events that no broker would ever take
+
+
+class _StreamIsNew(Exception):
+    """The stream is not the one that was looked at."""
 
 
 class Mirror:
-    """Args: events, the engine's stream of all events from now on; connection; subjects; epoch, a word that differs
-    from run to run (progress events have no number of their own that outlives a run)."""
+    """Args: outbox; connection; subjects; stream."""
 
     def __init__(
         self,
         *,
-        events: Callable[[], AsyncIterator[TransferEvent]],
+        outbox: Outbox,
         connection: BusConnection,
         subjects: Subjects,
-        epoch: str,
+        stream: EventStream,
+        look_s: float = LOOK_S,
     ) -> None:
-        self._events = events
+        self._outbox = outbox
         self._connection = connection
         self._subjects = subjects
-        self._epoch = epoch
-        self._store = Store()
-        self._progress_number = 0
-        self._dropped_at = 0
+        self._stream = stream
+        self._look_s = look_s
+        self._acks: Acks | None = None
+        self._opened: Opened | None = None
+        self._held: Held | None = None
+        self._refused: int | None = None  # the first event that the broker refused since then
+        self._is_new = False
+        self._stream_seq = 0  # of the last acknowledged event
+        self._undeliverable = 0
+        self._pause_s = PAUSE_MIN_S
+        self._sent = 0
+        self._progress = asyncio.Condition()
+
+    def facts(self) -> MirrorFacts:
+        opened, held = self._opened, self._held
+        if held is not None:
+            code, words = held.code, held.words
+        elif opened is not None and opened.differs:
+            code, words = "bus.stream_differs", "; ".join(opened.differs)
+        else:
+            code, words = None, ""
+        return MirrorFacts(code, words, opened.is_kept if opened else None, self._undeliverable)
 
     async def run(self) -> None:
-        """Until cancelled. If cancelled, what is unsent is lost; `flush` first to avoid that."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._consume(), name="bus mirror: consume")
-            group.create_task(self._publish(), name="bus mirror: publish")
-
-    async def flush(self, within_s: float) -> bool:
-        """Wait until everything taken so far is with the broker, at most `within_s`; whether it is."""
-        try:
-            async with asyncio.timeout(within_s):
-                await self._store.wait_empty()
-        except TimeoutError:
-            return False
-        return True
-
-    async def _consume(self) -> None:
+        """Until cancelled, or the connection is closed for good."""
         while True:
-            # The contract's iterators are generators; the cast says so to `aclosing`.
-            async with aclosing(cast("AsyncGenerator[TransferEvent, None]", self._events())) as events:
-                async for event in events:
-                    self._store.put(event, is_connected=self._connection.is_connected)
-            _log.warning("bus mirror: the event stream ended because this process was too busy; listening anew")
-            await asyncio.sleep(RESUBSCRIBE_S)
-
-    async def _publish(self) -> None:
-        while True:
-            await self._store.wait_ready()
             try:
                 await self._connection.wait_connected()
+                await self._serve(self._connection.connections)
             except BusDown:
-                return  # closed for good: the program is ending
-            self._store.bring_back()
-            try:
-                await self._publish_window()
-            except BusDown:
-                self._store.shrink()  # what was not confirmed counts as not sent
-                if self._store.dropped > self._dropped_at:
-                    _log.warning("bus mirror: %d log lines and progress events lost so far", self._store.dropped)
-                    self._dropped_at = self._store.dropped
+                if self._connection.is_closed:
+                    return
+                await asyncio.sleep(0)  # the connection's supervisor sets the pace
+            except _StreamIsNew:
+                _log.warning("bus mirror: the stream %s is another one now", self._stream.name)
+            except Held as held:
+                self._hold(held)
+                await self._pause()
+            except OutboxAway:
+                await self._pause()  # it says by itself what is wrong
 
-    async def _publish_window(self) -> None:
-        for event in self._store.window(WINDOW):
-            try:
-                await self._connection.publish(*self._message(event))
-            except ValueError as error:  # ids that are no UUIDs, text that is no Unicode, a body above the bound
-                _log.error("bus mirror: an event cannot be published: %s", error, extra={"transfer": event.transfer})
-        await self._connection.settle(SETTLE_S)
-        self._store.confirm()
+    async def flush(self, within_s: float) -> bool:
+        """Wait until everything taken so far is with the broker, at most `within_s`; whether it is.
 
-    def _message(self, event: TransferEvent) -> tuple[str, bytes, dict[str, str]]:
-        number = str(event.seq)
-        if event.kind is EventKind.PROGRESS:
-            self._progress_number += 1
-            number = f"{event.seq}-{self._epoch}-{self._progress_number}"
-        event_id = f"{event.node}-{event.transfer}-{event.role.value}-{number}"
-        body = _encode(body_of(event))
-        if len(body) > MAX_BODY_BYTES:
-            raise ValueError(f"its body has {len(body)} bytes")
-        return self._subjects.event(event), body, headers_of(event, event_id)
+        Where there is no connection only until it is on disk.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                await self._outbox.wait_written()
+                async with self._progress:
+                    await self._progress.wait_for(lambda: not self._outbox.facts().waiting or not self._can_send)
+        except TimeoutError:
+            return False
+        return not self._outbox.facts().waiting
 
+    @property
+    def _can_send(self) -> bool:
+        return self._connection.is_connected and self._held is None
 
-class Store:
-    """What waits to be published. Plain decisions, made at once; only the waiting awaits.
+    def _hold(self, held: Held) -> None:
+        if self._held is None or self._held.code != held.code:
+            _log.warning("bus mirror: events wait: %s; transfers go on", held.words)
+        self._held = held
 
-    Memory: `MAX_QUEUED` + `WINDOW` events and `MAX_KEPT_STATUSES` statuses.
-    """
+    async def _pause(self) -> None:
+        """Doubling, with jitter, so that nodes which all wait for one stream do not ask all at once."""
+        async with self._progress:
+            self._progress.notify_all()
+        await asyncio.sleep(random.uniform(self._pause_s / 2, self._pause_s))
+        self._pause_s = min(PAUSE_MAX_S, self._pause_s * 2)
 
-    def __init__(self) -> None:
-        self._queue: deque[TransferEvent] = deque()
-        self._window: list[TransferEvent] = []
-        self._kept: OrderedDict[str, TransferEvent] = OrderedDict()
-        self._queued: Counter[EventKind] = Counter()
-        self._ready = asyncio.Event()
-        self._empty = asyncio.Event()
-        self._empty.set()
-        self.dropped = 0
+    async def _serve(self, connection: int) -> None:
+        """On one connection. Ends only by raising."""
+        had_stream = await self._outbox.ask(lambda file: file.has_stream)
+        opened = await self._stream.open(had_stream=had_stream)
+        if opened.is_kept:
+            await self._outbox.ask(OutboxFile.set_has_stream)
+            await self._resume()
+        if opened != self._opened:
+            _log.info("bus mirror: events are %s", "kept by the stream" if opened.is_kept else "published at most once")
+        self._opened = opened
+        if self._refused is None:
+            self._held = None
+        sending = asyncio.create_task(self._send(opened), name="bus mirror: send")
+        lost = asyncio.create_task(self._connection.wait_change(connection), name="bus mirror: connection")
+        looking = asyncio.create_task(self._look(had_stream or opened.is_kept), name="bus mirror: look")
+        try:
+            done, _ = await asyncio.wait({sending, lost, looking}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (sending, lost, looking):
+                task.cancel()
+            await asyncio.gather(sending, lost, looking, return_exceptions=True)
+        raise BusDown("the connection has changed")
 
-    def __len__(self) -> int:
-        return len(self._queue) + len(self._window) + len(self._kept)
+    async def _look(self, had_stream: bool) -> None:
+        while True:
+            await asyncio.sleep(random.uniform(0.75, 1.25) * self._look_s)
+            self._opened = await self._stream.open(had_stream=had_stream)
 
-    def put(self, event: TransferEvent, *, is_connected: bool) -> None:
-        if is_connected:
-            self._queue.append(event)
-            self._queued[event.kind] += 1
-            if len(self._queue) > MAX_QUEUED:
-                self._make_room()
-        elif event.kind is EventKind.STATUS:
-            self._keep(event)
-        else:
-            self.dropped += 1
-        self._tell()
+    async def _resume(self) -> None:
+        """Begin after the newest of our events that the stream has."""
+        try:
+            stored = await self._stream.last_stored()
+        except NotTold:
+            return  # repeats are all that can come of it
+        self._stream_seq = 0
+        refused, is_new = self._refused, self._is_new
 
-    def window(self, size: int) -> list[TransferEvent]:
-        """The next events to publish, in order. They stay here until `confirm` or `shrink`."""
-        while self._queue and len(self._window) < size:
-            event = self._queue.popleft()
-            self._queued[event.kind] -= 1
-            self._window.append(event)
-        return list(self._window)
-
-    def confirm(self) -> None:
-        """The window is with the broker."""
-        self._window.clear()
-        self._tell()
-
-    def shrink(self) -> None:
-        """There is no connection: keep the newest status of each transfer."""
-        pending = [*self._window, *self._queue]
-        self._window.clear()
-        self._queue.clear()
-        self._queued.clear()
-        for event in pending:
-            if event.kind is EventKind.STATUS:
-                self._keep(event)
+        def decide(file: OutboxFile) -> tuple[int, int]:
+            before = file.acked
+            place = file.place_of(*stored) if stored is not None and not is_new else None
+            if place is None:
+                file.set_acked(0)
+            elif place < before:
+                file.set_acked(place)
             else:
-                self.dropped += 1
-        self._tell()
+                # What was under way when the connection broke: one window at most, whatever the id claims; and nothing
+                # beyond an event that the broker is known to lack.
+                known = [row.number for row in file.read(before, WINDOW) if row.number <= place]
+                known = [number for number in known if refused is None or number < refused]
+                file.set_acked(known[-1] if known else before)
+            return before, file.acked
 
-    def bring_back(self) -> None:
-        """There is a connection: the kept statuses go first, the longest kept before the others."""
-        self._queue.extendleft(reversed(self._kept.values()))
-        self._queued[EventKind.STATUS] += len(self._kept)
-        self._kept.clear()
-        self._tell()
+        before, after = await self._outbox.ask(decide)
+        self._is_new = False
+        if after < before:
+            _log.warning(
+                "bus mirror: the stream lacks events after %d that it had acknowledged; sending them again", after
+            )
 
-    async def wait_ready(self) -> None:
-        """Return once there is anything to publish."""
-        await self._ready.wait()
+    async def _send(self, opened: Opened) -> None:
+        after = await self._outbox.ask(lambda file: file.acked)
+        while True:
+            rows = await self._outbox.read(after, READ)
+            for start in range(0, len(rows), WINDOW):
+                window = rows[start : start + WINDOW]
+                await (self._store(window, opened) if opened.is_kept else self._publish(window))
+                after = window[-1].number
+                await self._acknowledge(after)
 
-    async def wait_empty(self) -> None:
-        """Return once everything was confirmed."""
-        await self._empty.wait()
+    async def _acknowledge(self, number: int) -> None:
+        await self._outbox.acknowledged(number)
+        self._held, self._refused, self._pause_s = None, None, PAUSE_MIN_S
+        async with self._progress:
+            self._progress.notify_all()
 
-    def _keep(self, event: TransferEvent) -> None:
-        known = self._kept.pop(event.transfer + event.role.value, None)
-        newest = event if known is None or event.seq >= known.seq else known
-        self._kept[event.transfer + event.role.value] = newest
-        if len(self._kept) > MAX_KEPT_STATUSES:
-            self._kept.popitem(last=False)
-            self.dropped += 1
+    async def _store(self, window: Sequence[Row], opened: Opened) -> None:
+        """Return when the stream has acknowledged all of them. Raises Held, BusDown, _StreamIsNew."""
+        bound = min(self._connection.max_payload, opened.max_message_bytes or self._connection.max_payload)
+        messages = self._messages(window, bound)
+        acks = await self._send_window(messages)
+        for index, (row, *_) in enumerate(messages):
+            ack = acks[index] if index < len(acks) else None
+            if ack is None or (ack.error is not None and ack.error.err_code != TOO_LARGE):
+                if index:
+                    await self._outbox.acknowledged(messages[index - 1][0].number)
+                self._refused = row.number
+                raise await self._why(ack)
+            if ack.error is not None:
+                self._give_up(row, str(ack.error))
+            elif ack.seq <= self._stream_seq and not ack.duplicate:
+                self._is_new = True  # it took an event, but lacks those before
+                raise _StreamIsNew
+            else:
+                self._stream_seq = max(self._stream_seq, ack.seq)
 
-    def _make_room(self) -> None:
-        """Drop the oldest event of the least kind that there is."""
-        for kind in (EventKind.PROGRESS, EventKind.LOGS):
-            if self._queued[kind]:
-                del self._queue[next(index for index, event in enumerate(self._queue) if event.kind is kind)]
-                self._queued[kind] -= 1
-                self.dropped += 1
-                return
-        newest: dict[str, TransferEvent] = {}
-        for event in self._queue:
-            key = event.transfer + event.role.value
-            newest.pop(key, None)
-            newest[key] = event
-        self._queue = deque(list(newest.values())[-MAX_QUEUED:])
-        self._queued[EventKind.STATUS] = len(self._queue)
+    async def _why(self, ack: Ack | None) -> Held:
+        """Why an event was not acknowledged. Raises BusDown where the broker is gone."""
+        if ack is None or ack.error is None:
+            await self._connection.settle(ACK_S)
+            return Held("bus.stream_refuses", "the broker did not acknowledge an event")
+        match ack.error.err_code:
+            case code if code == NO_STREAM:
+                words = f"no stream takes the events; {self._stream.name} is missing or differs"
+                return Held("bus.stream_missing", words)
+            case code if code == OTHER_STREAM:
+                return Held("bus.stream_differs", str(ack.error))
+        return Held("bus.stream_refuses", str(ack.error))
 
-    def _tell(self) -> None:
-        if len(self):
-            self._ready.set()
-            self._empty.clear()
-        else:
-            self._ready.clear()
-            self._empty.set()
+    async def _send_window(self, messages: Sequence[Message]) -> list[Ack | None]:
+        """What became of each; None: nobody knows. Raises BusDown, Held."""
 
+        async def work(client: Client) -> list[Ack | None]:
+            if self._acks is None or self._acks.client is not client:
+                self._acks = Acks(client, self._stream.name)
+            futures: list[asyncio.Future[Ack]] = []
+            try:
+                for _, subject, body, headers in messages:
+                    futures.append(await self._acks.publish(subject, body, headers))
+                await asyncio.wait(futures, timeout=ACK_S)
+                return [future.result() if future.done() else None for future in futures]
+            finally:
+                for future in futures:
+                    future.cancel()  # a lost acknowledgement would keep its place for ever
 
-def body_of(event: TransferEvent) -> dict[str, Any]:
-    """The JSON body: the WebSocket envelope (`event`, `args`) and the facts. `docs/PROTOCOL.md` is the authority."""
-    match event.kind:
-        case EventKind.STATUS:
-            args = [event.status.value]
-        case EventKind.LOGS:
-            args = [event.line or event.message or ""]
-        case EventKind.PROGRESS:
-            args = []
-    progress: dict[str, Any] | None = None
-    if event.progress is not None:
-        progress = msgspec.to_builtins(event.progress)
-        percent = event.progress.percent
-        progress["percent"] = None if percent is None else round(percent, 2)
-    return {
-        "event": f"transfer.{event.kind.value}",
-        "args": args,
-        "transfer": event.transfer,
-        "server": event.server,
-        "node": event.node,
-        "role": event.role.value,
-        "direction": event.role.direction,
-        "status": event.status.value,
-        "stage": event.stage,
-        "seq": event.seq,
-        "time": event.time,
-        "reason": event.reason,
-        "message": event.message,
-        "progress": progress,
-    }
+        if not messages:
+            return []
+        try:
+            return await self._connection.use(work, 2 * ACK_S, subject=f'"{self._subjects.root}.v1.event.')
+        except TimeoutError:
+            return []
+        except BusDenied as denied:
+            raise Held("bus.denied", str(denied)) from denied
 
+    async def _publish(self, window: Sequence[Row]) -> None:
+        """Core NATS: return when the broker has taken all of them. Raises BusDown."""
+        for _, subject, body, headers in self._messages(window, self._connection.max_payload):
+            await self._connection.publish(subject, body, headers)
+        await self._connection.settle(ACK_S)
 
-def headers_of(event: TransferEvent, event_id: str) -> dict[str, str]:
-    """CloudEvents, binary mode (NATS protocol binding), and the broker's own key for dropping repeats."""
-    at = datetime.fromtimestamp(event.time, UTC)
-    return {
-        "Nats-Msg-Id": event_id,
-        "ce-specversion": "1.0",
-        "ce-id": event_id,
-        "ce-source": f"/transfer-sidecar/{event.node}",
-        "ce-type": f"transfer.v1.{event.kind.value}",
-        "ce-subject": event.server,
-        "ce-time": at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        "ce-datacontenttype": "application/json",
-    }
+    def _messages(self, window: Sequence[Row], bound: int) -> list[Message]:
+        made = []
+        for row in window:
+            headers = headers_of(self._subjects.node, row)
+            body = row.body
+            room = bound - self._connection.message_bytes(b"", headers)
+            if len(body) > room:
+                body = shortened(body, room)
+            if len(body) > room:
+                self._give_up(row, f"the broker takes {bound} bytes, and it has more without any text")
+                continue
+            made.append(
+                (row, self._subjects.event_of(row.direction, row.kind, row.server, row.transfer), body, headers)
+            )
+        return made
+
+    def _give_up(self, row: Row, words: str) -> None:
+        self._undeliverable += 1
+        name = event_id(self._subjects.node, row.epoch, row.number)
+        _log.error("bus mirror: the event %s cannot be published: %s", name, words, extra={"transfer": row.transfer})

@@ -34,8 +34,17 @@ class Subjects(msgspec.Struct, frozen=True):
 
     def event(self, event: TransferEvent) -> str:
         """The subject of one event. Raises ValueError where its ids are not UUIDs."""
-        words = (self.node, event.role.direction, event.kind.value, str(UUID(event.server)), str(UUID(event.transfer)))
+        return self.event_of(event.role.direction, event.kind, event.server, event.transfer)
+
+    def event_of(self, direction: str, kind: EventKind, server: str, transfer: str) -> str:
+        """As `event`, of its parts."""
+        words = (self.node, direction, kind.value, str(UUID(server)), str(UUID(transfer)))
         return f"{self.root}.v1.event." + ".".join(words)
+
+    @property
+    def all_events(self) -> str:
+        """A filter of everything that this node publishes."""
+        return f"{self.root}.v1.event.{self.node}.>"
 
     def command(self, word: str) -> str:
         """Where this node takes that command."""

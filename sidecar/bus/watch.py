@@ -38,10 +38,11 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 from sidecar.bus.connection import BusConnection
 from sidecar.bus.events import BusEvent, NoEvent, read_event, root_of
 from sidecar.bus.settings import BusSettings
+from sidecar.bus.stream import DEFAULT_STREAM
 
 _log = logging.getLogger(__name__)
 
-EVENT_STREAM: Final = "TRANSFER_EVENTS"
+EVENT_STREAM: Final = DEFAULT_STREAM
 MAX_WAITING: Final = 2_048  # events between the broker and a consumer, of about 1 KiB and at most 64
 BATCH: Final = 256  # events that are asked for at once; there is room for all of them then
 FORGOTTEN_AFTER_S: Final = 5.0

@@ -16,12 +16,12 @@ from typing import Final
 import msgspec
 import nats
 
-from sidecar.bus.subjects import DEFAULT_ROOT
-from sidecar.bus.watch import EVENT_STREAM
+from sidecar.bus.stream import stream_config
 
 _START_S: Final = 10.0
 _STOP_S: Final = 5.0
 _POLL_S: Final = 0.02
+_STREAM_BYTES: Final = 64 * 1024 * 1024
 
 
 class NatsMissing(Exception):
@@ -93,7 +93,9 @@ async def make_stream(url: str) -> None:
     """Where the broker keeps the events, so that nobody comes too late. Raises errors of the client library."""
     client = await nats.connect(url)
     try:
-        await client.jetstream().add_stream(name=EVENT_STREAM, subjects=[f"{DEFAULT_ROOT}.v1.event.>"])
+        config = stream_config()
+        config.max_bytes = _STREAM_BYTES
+        await client.jetstream().add_stream(config)
     finally:
         await client.close()
 

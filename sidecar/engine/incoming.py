@@ -51,9 +51,8 @@ class Incoming(Transfer):
         upload: IncomingUpload | None = None,
         has_departed: bool = False,
         seq: int = 0,
-        event_seq: int = 0,
     ) -> None:
-        super().__init__(services, state, facts, seq=seq, event_seq=event_seq)
+        super().__init__(services, state, facts, seq=seq)
         self._upload = upload
         self._has_departed = has_departed  # what is at the volume's place is known to belong to another node
         self._layout = services.volumes.layout(facts.server)

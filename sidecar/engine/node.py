@@ -103,6 +103,8 @@ class Node:
         for found in recovered:
             transfer = self._revive(found)
             self._remember(transfer)
+            # A crash may have come between a decision and the outbox. What is there already is recognised.
+            self._services.hub.republish([transfer.told(r.state, decision=r.seq, time=r.time) for r in found.statuses])
             if found.record.state.holds_slot or found.record.state.owes_cleanup:
                 log.info("recovering transfer %s in stage %s", transfer.facts.transfer, transfer.state.stage)
                 self._run(transfer, told=on.Restarted())
@@ -112,8 +114,8 @@ class Node:
         record = found.record
         state = assume_the_worse(record.state) if found.is_damaged else record.state
         if isinstance(record.facts, OutgoingFacts):
-            return Outgoing(self._services, state, record.facts, seq=record.seq, event_seq=record.event_seq)
-        return Incoming(self._services, state, record.facts, seq=record.seq, event_seq=record.event_seq)
+            return Outgoing(self._services, state, record.facts, seq=record.seq)
+        return Incoming(self._services, state, record.facts, seq=record.seq)
 
     def _sweep(self) -> None:
         """In a thread: staging directories that no transfer will ask for again; trash that is old enough.
@@ -497,6 +499,11 @@ class Node:
             transferred=self._has_departed(server),
             volume=str(self._services.volumes.layout(server).volume),
         )
+
+    def tell_statuses(self) -> None:
+        """Whoever keeps events may have lost some: tell it the present status of every transfer."""
+        for transfer in self._transfers.values():
+            transfer.tell_again()
 
     def events(self, server: str | None) -> AsyncGenerator[TransferEvent, None]:
         return self._services.hub.listen(server)

@@ -56,9 +56,8 @@ class Outgoing(Transfer):
         token: str = "",
         caller: Caller | None = None,
         seq: int = 0,
-        event_seq: int = 0,
     ) -> None:
-        super().__init__(services, state, facts, seq=seq, event_seq=event_seq)
+        super().__init__(services, state, facts, seq=seq)
         self._target = target  # None after a restart: nothing is sent any more
         self._token = token
         self._caller = caller

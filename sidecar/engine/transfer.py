@@ -49,7 +49,7 @@ Perform = Callable[[], Awaitable[Event]]
 class Transfer(ABC):
     """The driver. `begin` once, then `run` in a task; `ask` from anywhere in the same loop."""
 
-    def __init__(self, services: Services, state: State, facts: Facts, *, seq: int = 0, event_seq: int = 0) -> None:
+    def __init__(self, services: Services, state: State, facts: Facts, *, seq: int = 0) -> None:
         self.services = services
         self.state = state
         self.facts = facts
@@ -61,7 +61,6 @@ class Transfer(ABC):
         self.failure_facts: dict[str, Fact] = {}
         self._accepted_monotonic = asyncio.get_running_loop().time()  # after a restart: counted anew (S4)
         self._seq = seq
-        self._event_seq = event_seq
         self._inbox: asyncio.Queue[tuple[Event | None, asyncio.Future[bool] | None]] = asyncio.Queue()
         self._writing = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -241,7 +240,6 @@ class Transfer(ABC):
             event=event_name,
             state=state,
             facts=self.facts,
-            event_seq=self._event_seq,
         )
         await self.services.in_thread(self.services.journal.append, record)
 
@@ -280,12 +278,30 @@ class Transfer(ABC):
         self.log.info("%s -> %s (%s)", old.stage, new.stage, new.status)
 
     def _say_status(self) -> None:
-        self._event_seq += 1
-        self._publish(EventKind.STATUS, message=self.state.message)
+        self.services.hub.publish(self.told(self.state, decision=self._seq, time=self.services.now()))
+
+    def told(self, state: State, *, decision: int, time: float) -> TransferEvent:
+        """The event that tells the status of a decision: the journal's record of that number."""
+        return TransferEvent(
+            kind=EventKind.STATUS,
+            transfer=self.facts.transfer,
+            server=self.facts.server,
+            node=self.services.node,
+            role=state.role,
+            decision=decision,
+            time=time,
+            status=state.status,
+            stage=state.stage.value,
+            reason=state.reason,
+            message=state.message,
+        )
+
+    def tell_again(self) -> None:
+        """Whoever keeps events may have lost the present status."""
+        self.services.hub.republish([self.told(self.state, decision=self._seq, time=self.updated_at)])
 
     def say(self, text: str) -> None:
         """One log line for the people who watch this transfer."""
-        self._event_seq += 1
         self.log.info("%s", text)
         line = format_line(self.state.role, self.services.now(), text)
         self._publish(EventKind.LOGS, message=text, line=line)
@@ -307,7 +323,6 @@ class Transfer(ABC):
             server=self.facts.server,
             node=self.services.node,
             role=self.state.role,
-            seq=self._event_seq,
             time=self.services.now(),
             status=self.state.status,
             stage=self.state.stage.value,

@@ -68,7 +68,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     event: str  # what the transfer was told
     state: State
     facts: Facts
-    event_seq: int = 0  # the last public event's number
 
 
 class Unreadable(Exception):

@@ -33,6 +33,7 @@ class Recovered(msgspec.Struct, frozen=True):
 
     record: Record
     is_damaged: bool = False  # a later decision may be missing
+    statuses: tuple[Record, ...] = ()  # those that changed the status, oldest first
 
 
 class Journal:
@@ -137,10 +138,13 @@ class Journal:
     def _last(self, path: Path) -> Recovered | None:
         content = path.read_bytes()
         last: Record | None = None
+        statuses: list[Record] = []
         is_damaged, whole = False, content.rfind(b"\n") + 1
         for start, end in _lines(content):
             try:
-                last, is_damaged = decode(content[start:end]), False
+                before, last, is_damaged = last, decode(content[start:end]), False
+                if before is None or last.state.status is not before.state.status:
+                    statuses.append(last)
             except NewerVersion as error:
                 log.error("journal %s: %s; left alone", path.name, error)
                 return None
@@ -155,7 +159,7 @@ class Journal:
         if last is None:
             log.error("journal %s: no decision in it; left where it is", path.name)
             return None
-        return Recovered(last, is_damaged)
+        return Recovered(last, is_damaged, tuple(statuses))
 
 
 def worth_keeping(state: State) -> bool:

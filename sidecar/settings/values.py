@@ -105,6 +105,11 @@ class Provision(StrEnum):
     OFF = "off"
 
 
+class StreamCare(StrEnum):
+    VERIFY = "verify"
+    CREATE = "create"
+
+
 class Node(Struct, frozen=True, kw_only=True):
     """Who this node is, to the panel and to the bus."""
 
@@ -464,6 +469,41 @@ class Nats(Struct, frozen=True, kw_only=True):
             "`_INBOX_<user>`, without a user `_INBOX`.",
         ),
     ] = ""
+    jetstream: Annotated[
+        bool,
+        Meta(
+            description="Events are kept by a stream of JetStream, and arrive at least once. `false`: core NATS, at "
+            "most once; so it is too where the broker never had JetStream."
+        ),
+    ] = True
+    stream: Annotated[
+        str,
+        Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="The stream that keeps the events."),
+    ] = "TRANSFER_EVENTS"
+    manage_stream: Annotated[
+        StreamCare,
+        Meta(
+            description="`verify`: the stream is made by others, and events wait in the outbox until it is there; "
+            "`create`: it is made where it is missing. It is never changed or deleted."
+        ),
+    ] = StreamCare.VERIFY
+    outbox_bytes: Annotated[
+        int,
+        Meta(
+            ge=_MIB,
+            description="Disk space in `state.dir` for events that wait for the broker. Above it progress is dropped, "
+            "then log lines, statuses never.",
+        ),
+    ] = 64 * _MIB
+    outbox_keep_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86400,
+            description="How long events are kept that the broker has acknowledged: it may lose the last of them in a "
+            "crash, and gets them again. Longer than its `sync_interval`.",
+        ),
+    ] = 600.0
 
     @property
     def urls(self) -> tuple[str, ...]:

@@ -41,28 +41,27 @@ def view(
     )
 
 
-def status_event(seq: int, status: Status, *, role: Role = Role.SOURCE, server: str = SERVER) -> TransferEvent:
+def status_event(decision: int, status: Status, *, role: Role = Role.SOURCE, server: str = SERVER) -> TransferEvent:
     return TransferEvent(
         kind=EventKind.STATUS,
         transfer=TRANSFER,
         server=server,
         node="node-a",
         role=role,
-        seq=seq,
+        decision=decision,
         time=1772663415.25,
         status=status,
         stage="streaming",
     )
 
 
-def log_event(seq: int, text: str, *, role: Role = Role.SOURCE) -> TransferEvent:
+def log_event(text: str, *, role: Role = Role.SOURCE) -> TransferEvent:
     return TransferEvent(
         kind=EventKind.LOGS,
         transfer=TRANSFER,
         server=SERVER,
         node="node-a",
         role=role,
-        seq=seq,
         time=1772663415.25,
         status=Status.PROCESSING,
         stage="streaming",
@@ -71,14 +70,13 @@ def log_event(seq: int, text: str, *, role: Role = Role.SOURCE) -> TransferEvent
     )
 
 
-def progress_event(seq: int, bytes_done: int) -> TransferEvent:
+def progress_event(bytes_done: int) -> TransferEvent:
     return TransferEvent(
         kind=EventKind.PROGRESS,
         transfer=TRANSFER,
         server=SERVER,
         node="node-a",
         role=Role.SOURCE,
-        seq=seq,
         time=1772663415.25,
         status=Status.PROCESSING,
         stage="streaming",

@@ -219,7 +219,7 @@ async def test_the_sidecars_events_come_after_the_daemons_yes() -> None:
         assert heard[0] == {"event": "auth success"}
         assert {"event": "transfer.status", "args": ["processing"]} in heard[1:]
         await transfers.wait_consumers(1)
-        await transfers.publish(log_event(1, "hello"), status_event(2, Status.COMPLETED))
+        await transfers.publish(log_event("hello"), status_event(2, Status.COMPLETED))
         assert [(await talk.hear())[0] for _ in range(2)] == ["transfer.logs", "transfer logs"]
         assert await talk.hear() == ("transfer.status", ["completed"])
         assert await talk.hear() == ("transfer status", ["completed"])
@@ -233,7 +233,7 @@ async def test_permissions_decide_what_is_added() -> None:
     async with daemon(wings) as url, fronted(url) as node, console(node) as connection:
         talk = await accepted(connection, MORTAL)
         await node.transfers.wait_consumers(1)
-        await node.transfers.publish(log_event(1, "secret"), status_event(2, Status.FAILED))
+        await node.transfers.publish(log_event("secret"), status_event(2, Status.FAILED))
         assert await talk.hear() == ("transfer.status", ["failed"])
 
 

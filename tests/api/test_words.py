@@ -83,8 +83,8 @@ def test_both_dialects_of_a_whole_transfer() -> None:
             status_event(1, Status.PENDING),
             status_event(2, Status.PROCESSING),
             status_event(3, Status.PROCESSING),
-            progress_event(3, 5),
-            log_event(4, "Streaming"),
+            progress_event(5),
+            log_event("Streaming"),
             status_event(5, Status.CANCELLING),
             status_event(6, Status.CANCELLED),
         )
@@ -127,7 +127,7 @@ def test_the_current_state_is_told_in_the_documented_dialect_only() -> None:
 
 
 def test_logs_without_permission() -> None:
-    assert Speaker(Dialect).tell(log_event(1, "x"), sees_logs=False) == []
+    assert Speaker(Dialect).tell(log_event("x"), sees_logs=False) == []
 
 
 @pytest.mark.parametrize(

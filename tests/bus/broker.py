@@ -18,14 +18,16 @@ _NATS_SERVER = Path(sys.executable).parent / "nats-server"
 
 
 class Broker:
-    """Args: directory for its files; configuration, lines of its configuration file."""
+    """Args: directory for its files; configuration, lines of its configuration file; has_jetstream, which keeps its
+    messages in the directory."""
 
-    def __init__(self, directory: Path, configuration: str = "") -> None:
+    def __init__(self, directory: Path, configuration: str = "", *, has_jetstream: bool = False) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self._directory = directory
-        self._configuration = configuration
+        self.configuration = configuration
+        self._has_jetstream = has_jetstream
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -33,16 +35,39 @@ class Broker:
         return f"nats://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        file = self._directory / "nats.conf"
         ports = self._directory / "ports"
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir()
-        file.write_text(
-            f'listen: "127.0.0.1:{self.port}"\nports_file_dir: {json.dumps(str(ports))}\n{self._configuration}\n'
-        )
         self._process = subprocess.Popen(
-            [str(_NATS_SERVER), "-c", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [str(_NATS_SERVER), "-c", str(self._write())], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+
+    def _write(self) -> Path:
+        file, ports = self._directory / "nats.conf", self._directory / "ports"
+        lines = [f'listen: "127.0.0.1:{self.port}"', f"ports_file_dir: {json.dumps(str(ports))}", self.configuration]
+        if self._has_jetstream:
+            store = json.dumps(str(self._directory / "jetstream"))
+            lines.append(f"jetstream {{ store_dir: {store}, max_file_store: 4GB }}")
+        file.write_text("\n".join(lines) + "\n")
+        return file
+
+    def reload(self, configuration: str) -> None:
+        """Work with another configuration from now on; it may take a moment."""
+        self.configuration = configuration
+        self._write()
+        self._signal(signal.SIGHUP)
+
+    def lame_duck(self) -> None:
+        """It asks its clients to leave, and ends."""
+        self._signal(signal.SIGUSR2)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
 
     async def wait_listening(self) -> None:
         """Return once it takes connections."""
@@ -66,13 +91,18 @@ class Broker:
     def freeze(self) -> None:
         """It keeps its connections and answers nothing, like a machine that is gone."""
         assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         os.waitpid(self._process.pid, os.WUNTRACED)  # until it has really stopped
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
 
 
 @contextmanager
-def broker(directory: Path, configuration: str = "", *, is_up: bool = True) -> Iterator[Broker]:
-    server = Broker(directory, configuration)
+def broker(
+    directory: Path, configuration: str = "", *, is_up: bool = True, has_jetstream: bool = False
+) -> Iterator[Broker]:
+    server = Broker(directory, configuration, has_jetstream=has_jetstream)
     if is_up:
         server.start()
     try:
