@@ -6,7 +6,6 @@ node: nothing else of a configuration has to be there.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -207,6 +206,8 @@ def _own_token(node: str, config: Path | None) -> str | None:
 
 
 def _on_the_bus(nats: str | None, config: Path | None, work: Callable[[Any], Awaitable[T]]) -> T:
+    import asyncio
+
     from sidecar.bus.asking import NodeRefused, NotReached, asking
     from sidecar.bus.settings import BusSettings
     from sidecar.engine.log_lines import printable
