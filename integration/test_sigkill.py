@@ -7,7 +7,7 @@ still settling when the next blow falls, so a kill hits whatever else is under w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -107,13 +107,16 @@ class Battlefield:
 
 
 @asynccontextmanager
-async def battlefield(home: Path) -> AsyncIterator[Battlefield]:
+async def battlefield(
+    home: Path, more_sections: Mapping[str, Mapping[str, Any]] | None = None
+) -> AsyncIterator[Battlefield]:
     async with PanelServer() as panel:
-        sections: dict[str, dict[str, Any]] = {
+        sections: dict[str, Mapping[str, Any]] = {
             "panel": {"url": panel.url, "call_timeout_s": 1.5},
             "containers": {"runtime": "none"},
             "transfer": {"allowed_destinations": ("http://127.0.0.1:*",), "max_outgoing": 32, "max_incoming": 32},
             "limits": {"reserve_bytes": 0, "reserve_inodes": 0},
+            **(more_sections or {}),
         }
         nodes: dict[str, Node] = {}
         homes = {name: home / name for name in ("a", "b")}

@@ -1,0 +1,119 @@
+"""Broker and sender are killed at random moments: nothing is lost, nothing comes twice, nothing is out of order.
+
+`SIDECAR_KILLS_S=300 pytest tests/bus/test_kills.py` goes on for five minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from random import Random
+
+import pytest
+from nats.js.api import RawStreamMsg
+
+from tests.bus.broker import Broker, broker
+from tests.bus.driver import Ledger, transfer_of
+from tests.bus.event_rig import ids, looking, numbers, stored
+
+KILLS_S = float(os.environ.get("SIDECAR_KILLS_S", "10"))
+LEAST = 3  # kills of each, however slow the machine is
+MOST = 10_000_000  # decisions; the driver is always killed before
+
+
+async def drive(directory: Path, url: str, epoch: str, count: int) -> asyncio.subprocess.Process:
+    """A driver that has begun."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.bus.driver", str(directory), url, epoch, str(count)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    return process
+
+
+async def kill(process: asyncio.subprocess.Process) -> None:
+    process.kill()
+    await process.wait()
+
+
+async def drivers_are_killed(directory: Path, url: str, random: Random, until: float) -> int:
+    count = 0
+    while time.monotonic() < until or count < LEAST:
+        process = await drive(directory, url, f"run{count}", MOST)
+        await asyncio.sleep(random.uniform(0.05, 1.5))
+        await kill(process)
+        count += 1
+    return count
+
+
+async def broker_is_killed(server: Broker, random: Random, until: float) -> int:
+    count = 0
+    while time.monotonic() < until or count < LEAST:
+        await asyncio.sleep(random.uniform(0.1, 1.5))
+        if random.random() < 0.2:
+            server.freeze()
+            await asyncio.sleep(random.uniform(0.1, 3.0))
+            server.thaw()
+        else:
+            server.stop()
+            await asyncio.sleep(random.uniform(0.0, 0.5))
+            server.start()
+            count += 1
+    return count
+
+
+def check(found: list[RawStreamMsg], ledger: Ledger) -> None:
+    """What is in the stream, against what was decided."""
+    assert numbers(found) == list(range(1, len(set(ids(found))) + 1))  # none lost, none out of order
+    statuses: list[int] = []
+    seqs: dict[str, list[int]] = defaultdict(list)
+    seen: set[str] = set()
+    for name, message in zip(ids(found), found, strict=True):
+        if name in seen:
+            continue
+        seen.add(name)
+        body = json.loads(message.data or b"")
+        if body["event"] == "transfer.status":
+            statuses.append(int(body["message"].removeprefix("decision ")))
+        if body["event"] != "transfer.progress":
+            seqs[body["transfer"]].append(body["seq"])
+    assert sorted(statuses) == ledger.decisions  # every decision told, and told once
+    of_each: dict[str, list[int]] = defaultdict(list)
+    for decision in statuses:
+        transfer, number = transfer_of(decision)
+        of_each[transfer].append(number)
+    assert all(numbers == sorted(numbers) for numbers in of_each.values())
+    assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in seqs.values())
+
+
+@pytest.mark.timeout(120 + 3 * KILLS_S)
+def test_random_kills_of_broker_and_sender(tmp_path: Path) -> None:
+    async def main() -> None:
+        with broker(tmp_path, has_jetstream=True) as server:
+            await server.wait_listening()
+            until = time.monotonic() + KILLS_S
+            drivers, brokers = await asyncio.gather(
+                drivers_are_killed(tmp_path, server.url, Random(5), until),
+                broker_is_killed(server, Random(6), until),
+            )
+            decided = len(Ledger(tmp_path / "ledger").decisions)
+            last = await drive(tmp_path, server.url, "last", decided + 10)
+            assert last.stdout is not None
+            async with asyncio.timeout(60 + KILLS_S):
+                assert await last.stdout.readline() == b"done\n"
+                await last.wait()
+            async with looking(server) as client:
+                found = await stored(client)
+            check(found, Ledger(tmp_path / "ledger"))
+            print(
+                f"{drivers} kills of the sender, {brokers} of the broker, {decided + 10} decisions, "
+                f"{len(set(ids(found)))} events, {len(found) - len(set(ids(found)))} repeats in the stream"
+            )
+
+    asyncio.run(main())
