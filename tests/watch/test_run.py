@@ -17,7 +17,7 @@ import termios
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import psutil
 
@@ -27,14 +27,17 @@ from tests.bus.events import SERVER, TRANSFER, message, publish, streaming, tran
 from tests.bus.test_bus import until
 from tests.bus.test_watch import consumers, until_kept, until_no_consumer
 
+P = ParamSpec("P")
+
 END_S = 90.0  # of a test; a start of the program takes a second, where there is nothing else to do
 
 
-def in_loop(test: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
-    def run(tmp_path: Path) -> None:
-        asyncio.run(asyncio.wait_for(test(tmp_path), END_S))
+def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), END_S))
 
-    return functools.wraps(test)(run)
+    return run
 
 
 def environ(**more: str) -> dict[str, str]:
