@@ -168,7 +168,7 @@ class Watch:
         except _BUS_ERRORS as error:
             if not client.is_connected:
                 raise
-            self._live_only = _why(error)
+            self._live_only = _why(error, self._stream)
             if not isinstance(error, nats.js.errors.NotFoundError):  # what is denied stays denied: do not ask again
                 await inbox.unsubscribe()
                 await self._listen(client)
@@ -221,7 +221,7 @@ class Watch:
                 if not live:
                     live = await self._listen(client)
                     await client.flush()
-                self._live_only = _why(error)
+                self._live_only = _why(error, stream)
                 await asyncio.sleep(_AGAIN_S)
                 continue
             for subscription in live:
@@ -336,11 +336,11 @@ def _ends_request(status: Msg) -> bool:
     raise _ConsumerLost(f"{code} {text}")
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, stream: str) -> str:
     """Why there is no consumer, in words."""
     match error:
         case nats.js.errors.NotFoundError():
-            return f"there is no stream {EVENT_STREAM}"
+            return f"there is no stream {stream}"
         case nats.errors.NoRespondersError() | nats.js.errors.ServiceUnavailableError():
             return "the broker has no JetStream"
         case nats.errors.TimeoutError() | TimeoutError():

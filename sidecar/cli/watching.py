@@ -43,7 +43,13 @@ def run(
         fail_settings(wrong)
     logging.getLogger().addHandler(logging.NullHandler())  # what is wrong is shown, and not between the lines
     wanted = Wanted(
-        root=nats.root, servers=uuids, nodes=tuple(nodes), active_only=active_only, once=once, as_json=as_json
+        root=nats.root,
+        stream=nats.stream if nats.jetstream else None,
+        servers=uuids,
+        nodes=tuple(nodes),
+        active_only=active_only,
+        once=once,
+        as_json=as_json,
     )
     try:
         ended_by = watch(settings, wanted)

@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import nats
-
-from sidecar.bus.stream import stream_config
 
 _START_S: Final = 10.0
 _STOP_S: Final = 5.0
@@ -87,17 +84,6 @@ async def _wait_ready(process: asyncio.subprocess.Process, directory: Path) -> s
     log = directory / "nats.log"
     tail = log.read_text("utf-8", "replace")[-500:] if log.exists() else ""
     raise RuntimeError(f"nats-server does not start: {tail}")
-
-
-async def make_stream(url: str) -> None:
-    """Where the broker keeps the events, so that nobody comes too late. Raises errors of the client library."""
-    client = await nats.connect(url)
-    try:
-        config = stream_config()
-        config.max_bytes = _STREAM_BYTES
-        await client.jetstream().add_stream(config)
-    finally:
-        await client.close()
 
 
 def _told_url(directory: Path) -> str | None:

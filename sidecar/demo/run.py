@@ -39,7 +39,7 @@ from sidecar.demo import beside
 from sidecar.demo.beside import BesideFailed, NodeDaemon
 from sidecar.demo.compare import Comparison, compare
 from sidecar.demo.game import Game, NoContainer
-from sidecar.demo.nats import NatsMissing, make_stream, run_nats
+from sidecar.demo.nats import NatsMissing, run_nats
 from sidecar.demo.node import DemoNode, NodeFailed, free_port, run_node
 from sidecar.demo.panel import PanelServer, TransferNotStarted
 from sidecar.demo.panel_documents import ServerKind
@@ -182,7 +182,6 @@ async def _set_up(
         (directory / name).mkdir()
     ports = {name: free_port() for name in _NODES}
     broker = await stack.enter_async_context(run_nats(directory / "nats", jetstream=True))
-    await make_stream(broker.url)
     panel = await stack.enter_async_context(_panel(server, ports, game))  # in this process
     volume = directory / "node-a" / "volumes" / server
     world = await _in_thread(make_world, volume, size_mb)
@@ -262,7 +261,7 @@ def _sections(panel_url: str, nats_url: str, game: Game | None) -> dict[str, Map
             "allowed_destinations": ("http://127.0.0.1:*",),
         },
         "limits": {"reserve_bytes": 64 * 1024 * 1024},
-        "nats": {"url": nats_url, "directory": "create"},
+        "nats": {"url": nats_url, "manage_stream": "create", "directory": "create"},
     }
 
 

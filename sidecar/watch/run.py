@@ -26,8 +26,9 @@ from rich.live import Live
 
 from sidecar.bus.events import NoEvent, read_body
 from sidecar.bus.settings import BusSettings
+from sidecar.bus.stream import DEFAULT_STREAM
 from sidecar.bus.subjects import event_filter
-from sidecar.bus.watch import EVENT_STREAM, Heard, Watch
+from sidecar.bus.watch import Heard, Watch
 from sidecar.views import EventKind
 from sidecar.watch.board import Board, Row
 from sidecar.watch.shown import clean, duration
@@ -48,6 +49,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be shown. servers: UUIDs, nodes: ids; empty: all."""
 
     root: str
+    stream: str | None = DEFAULT_STREAM  # None: there is none, only the present is heard
     servers: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     active_only: bool = False
@@ -98,7 +100,7 @@ async def _interruptible(work: Coroutine[Any, Any, None]) -> int:
 
 async def _watch(settings: BusSettings, wanted: Wanted) -> None:
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    events = Watch(settings, wanted.subjects(), stream=EVENT_STREAM, resumes=wanted.as_json)
+    events = Watch(settings, wanted.subjects(), stream=wanted.stream, resumes=wanted.as_json)
     output: _Output
     if wanted.as_json:
         output = _Json(wanted)

@@ -15,7 +15,7 @@ import nats.js.errors
 import nkeys
 import pytest
 from nats.aio.client import Client
-from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 from nats.js.kv import KeyValue
 
 from sidecar.bus.connection import BusConnection
@@ -34,7 +34,7 @@ TOKEN: Final = "token-of-node-a-0000000000000000"
 async def prepare(client: Client) -> KeyValue:
     """What the operator makes once."""
     stream = client.jetstream()
-    await stream.add_stream(name=EVENT_STREAM, subjects=["transfer.v1.event.>"], allow_direct=True)
+    await stream.add_stream(StreamConfig.from_response(json.loads((FILES / "transfer_events.json").read_text("utf-8"))))
     await stream.add_consumer(
         EVENT_STREAM,
         ConsumerConfig(
