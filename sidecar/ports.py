@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -56,6 +57,23 @@ class ArrivedFile(msgspec.Struct, frozen=True):
     name: str  # one component of a path
     sha256_hex: str
     backup: str | None = None  # UUID of the backup that it is
+    is_carried: bool = False  # it goes to the node daemon with the hand-over, which files it
+    folder: str | None = None  # below the place's directory, where that daemon keeps one for each server
+    is_kept: bool = False  # the node daemon is known to have it
+
+
+class CarriedFile(msgspec.Struct, frozen=True):
+    """A file that goes to the node daemon with the hand-over."""
+
+    file: ArrivedFile
+    path: Path  # where it waits
+
+
+class Carries(msgspec.Struct, frozen=True):
+    """What a node daemon takes with a hand-over."""
+
+    places: frozenset[FilePlace] = frozenset()
+    folders: frozenset[FilePlace] = frozenset()  # those of which it keeps a folder for each server
 
 
 class Runtime(Protocol):
@@ -132,7 +150,8 @@ class Arbiter(Protocol):
 class Delivery(StrEnum):
     """What became of a hand-over. No answer of a daemon proves anything about the panel (H1)."""
 
-    ANSWERED = "answered"  # any complete answer: the daemon is done with it, whatever it says
+    ANSWERED = "answered"  # any other complete answer: the daemon is done with it, whatever it says
+    ACCEPTED = "accepted"  # it is done, and says that all went well, files included
     UNANSWERED = "unanswered"  # sent, and no answer came: the daemon may still act (H2)
     UNSENT = "unsent"  # not sent: the daemon is unreachable, or knows the server already
 
@@ -143,10 +162,14 @@ class Daemon(Protocol):
     async def knows(self, server: str) -> bool | None:
         """Whether the daemon has that server registered; None where it did not answer."""
 
-    async def hand_over(self, server: str) -> Delivery:
+    async def carries(self) -> Carries:
+        """Which files it takes with a hand-over. Raises HostFailed (`daemon.*`)."""
+
+    async def hand_over(self, server: str, files: Sequence[CarriedFile] = ()) -> Delivery:
         """Make the daemon adopt the volume that is in its place: an ordinary transfer with an empty archive.
 
-        The daemon tells the panel `success` itself. No time-out of ours: it may retry its panel call for minutes.
+        `files` follow the archive in that daemon's own form. The daemon tells the panel `success` itself. No time-out
+        of ours: it may retry its panel call for minutes.
         """
 
     async def forget(self, server: str) -> None:

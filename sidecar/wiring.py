@@ -31,6 +31,7 @@ from sidecar.api.system import EngineInfo
 from sidecar.api.websocket import SocketSettings
 from sidecar.archive.extract import ExtractLimits
 from sidecar.calls.auth import NodeAuth
+from sidecar.engine.cabinet import CARRYING_NAME
 from sidecar.engine.node import Node
 from sidecar.engine.services import Receiving, Sending, Services, Timings
 from sidecar.engine.volumes import Volumes
@@ -137,6 +138,8 @@ def _services(
     owner = settings.servers.owner
     kept = {FilePlace.BACKUPS: settings.servers.backups, FilePlace.INSTALL_LOGS: settings.servers.install_logs}
     places = {place: directory for place, directory in kept.items() if directory is not None}
+    carrying = settings.servers.volumes / CARRYING_NAME if daemon is not None else None
+    filed = [*places.values(), *([carrying] if carrying is not None else [])]
     spool = settings.state.dir / "spool"
     spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Services(
@@ -145,7 +148,7 @@ def _services(
         panel=panel,
         daemon=daemon,
         journal=Journal(settings.state.dir),
-        volumes=Volumes(settings.servers.volumes, named, retain_s=transfer.retain_s, filed=places.values()),
+        volumes=Volumes(settings.servers.volumes, named, retain_s=transfer.retain_s, filed=filed),
         policy=DestinationPolicy(transfer.allowed_destinations),
         extract_limits=ExtractLimits(
             max_entries=limits.max_entries,
@@ -165,6 +168,7 @@ def _services(
             max_entries=limits.max_entries,
             restart_on_failure=settings.containers.restart_on_failure,
             backups=settings.servers.backups,
+            install_logs=settings.servers.install_logs,
         ),
         receiving=Receiving(
             stall_timeout_s=transfer.stall_timeout_s,
@@ -175,6 +179,7 @@ def _services(
             max_parts=limits.max_parts,
             max_multiplex_streams=limits.max_multiplex_streams,
             places=places,
+            carrying=carrying,
         ),
     )
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -30,10 +30,12 @@ import httpx
 import msgspec
 
 from sidecar import __version__
-from sidecar.adapters.daemon_hand_over import hand_over_form, mint_token
+from sidecar.adapters.daemon_hand_over import hand_over_pieces, mint_token
 from sidecar.adapters.daemon_socket import sees_transferring
+from sidecar.engine.backups import BackupForm
 from sidecar.errors import HostFailed
-from sidecar.ports import Delivery
+from sidecar.ports import CarriedFile, Carries, Delivery, FilePlace
+from sidecar.wire import multipart
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +212,19 @@ class HttpDaemon:
 
     # ---- the hand-over ---------------------------------------------------------------------------------------------
 
-    async def hand_over(self, server: str) -> Delivery:
+    async def carries(self) -> Carries:
+        """As `ports.Daemon.carries`. Raises HostFailed (`daemon.unreachable`, `daemon.strange`)."""
+        match await self.kind():
+            case DaemonKind.PELICAN:
+                return Carries(frozenset(FilePlace), frozenset({FilePlace.BACKUPS}))
+            case DaemonKind.CALAGOPUS:
+                return Carries(frozenset(FilePlace))
+            case DaemonKind.PTERODACTYL:
+                return Carries()
+            case _:
+                raise HostFailed("daemon.strange", f"what answers at {self.url} is no node daemon of a known kind")
+
+    async def hand_over(self, server: str, files: Sequence[CarriedFile] = ()) -> Delivery:
         """As `ports.Daemon.hand_over`: looks first, sends once, and says only what the connection proves.
 
         If cancelled: it may have been sent.
@@ -228,19 +242,40 @@ class HttpDaemon:
         token = mint_token(
             server, key=self._token, audience=self.url, now_s=int(self._now()), valid_s=self._hand_over_s
         )
-        return await self._send_hand_over(server, token, hand_over_form(types_tar=kind is DaemonKind.CALAGOPUS))
+        is_calagopus, boundary = kind is DaemonKind.CALAGOPUS, multipart.new_boundary()
+        pieces = hand_over_pieces(
+            boundary,
+            form=BackupForm.CALAGOPUS if is_calagopus else BackupForm.PELICAN,
+            files=files if kind is not DaemonKind.PTERODACTYL else (),
+            types_tar=is_calagopus,
+        )
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Content-Type": f"multipart/form-data; boundary={boundary.decode('ascii')}",
+        }
+        # Without files the body is a few hundred bytes, and has a length.
+        body = b"".join(pieces) if not files else None
+        return await self._send_hand_over(server, headers, pieces if body is None else iter([body]), is_whole=not files)
 
-    async def _send_hand_over(self, server: str, token: str, form: Any) -> Delivery:
-        """On a connection of its own: one that was kept could be dead, and then nobody knows whether it was sent."""
+    async def _send_hand_over(
+        self, server: str, headers: dict[str, str], pieces: Iterator[bytes], *, is_whole: bool
+    ) -> Delivery:
+        """On a connection of its own: one that was kept could be dead, and then nobody knows whether it was sent.
+
+        The time-out counts from the last piece that the daemon took.
+        """
+        loop = asyncio.get_running_loop()
         try:
-            async with (
-                asyncio.timeout(self._hand_over_s),
-                self._new_client(None) as client,
-                client.stream(
-                    "POST", f"{self.url}/api/transfers", files=form, headers={"Authorization": f"Bearer {token}"}
-                ) as response,
-            ):
-                said = await _read(response)
+            async with asyncio.timeout(self._hand_over_s) as patience, self._new_client(None) as client:
+
+                def went_on() -> None:
+                    patience.reschedule(loop.time() + self._hand_over_s)
+
+                content = next(pieces) if is_whole else _streamed(pieces, went_on)
+                async with client.stream(
+                    "POST", f"{self.url}/api/transfers", content=content, headers=headers
+                ) as response:
+                    said = await _read(response)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             log.warning("server %s is not handed over: the node daemon cannot be reached: %s", server, error)
             self._kind = None
@@ -255,7 +290,7 @@ class HttpDaemon:
         level = logging.INFO if response.status_code == httpx.codes.OK else logging.WARNING
         log.log(level, "the node daemon answered the hand-over of server %s: %d %s", server, response.status_code,
                 _shown(said))  # fmt: skip
-        return Delivery.ANSWERED
+        return Delivery.ACCEPTED if response.status_code == httpx.codes.OK else Delivery.ANSWERED
 
     async def forget(self, server: str) -> None:
         """As `ports.Daemon.forget`; returns when the daemon's removal of files is over, too (see the module).
@@ -391,6 +426,21 @@ def _said(body: bytes) -> str | None:
 
 def _shown(body: bytes) -> str:
     return (_said(body) or body.decode("utf-8", "replace"))[:_MAX_SAID]
+
+
+async def _streamed(pieces: Iterator[bytes], went_on: Callable[[], None]) -> AsyncIterator[bytes]:
+    """The pieces, each made in a thread, one at a time."""
+    while True:
+        making = asyncio.ensure_future(asyncio.to_thread(next, pieces, b""))
+        try:
+            piece = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait([making])  # the thread reads from the disk, and ends by itself
+            raise
+        went_on()
+        if not piece:
+            return
+        yield piece
 
 
 async def _read(response: httpx.Response) -> bytes:

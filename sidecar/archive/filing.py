@@ -2,6 +2,7 @@
 
     <directory>/.sidecar-staging/<transfer>/<name>   while they are received, until the transfer has ended
     <directory>/<name>                               a second name of the same file, from the commit on
+    <directory>/<folder>/<name>                      there, where whoever reads it keeps a folder for each server
     <directory>/.sidecar-trash/                      what was given up: as a volume's trash, kept and purged like it
 
 Staging lies in the directory itself, not beside the volume: it is on the same filesystem then, so that the commit can
@@ -22,7 +23,6 @@ from typing import Final
 from sidecar.archive.durable import disk_errors, fsync_directory, host_failed, is_directory
 from sidecar.archive.staging import STAGING_NAME, TRASH_NAME, LayoutKind, VolumeLayout, make_private, safe_name
 from sidecar.archive.trash import move_to_trash
-from sidecar.errors import HostFailed
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -52,11 +52,11 @@ class Filing:
         """Write a new file of mode 0600 into staging; durable but for its name (`sync`).
 
         Returns (SHA-256 of all pieces as 64 lower-case digits, their size); what is beyond `most_bytes` is hashed and
-        counted but not kept. Raises HostFailed (`disk.*`: also where `directory` is missing) and what `pieces` raises.
+        counted but not kept. Raises HostFailed (`disk.*`: also where the parent of `directory` is missing) and what
+        `pieces` raises.
         """
         with disk_errors(f"cannot write {name} into {self._directory}"):
-            if not is_directory(self._directory):
-                raise HostFailed("disk.failed", f"{self._directory} is not a directory.", path=str(self._directory))
+            make_private(self._directory)  # a daemon makes that of its logs with its first installation
             make_private(self._layout.staging_root)
             make_private(self._layout.volume)
             descriptor = os.open(self.staged(name), _CREATE, 0o600)
@@ -82,13 +82,24 @@ class Filing:
         if is_directory(self._layout.volume):
             fsync_directory(self._layout.volume)
 
-    def place(self, name: str, sha256_hex: str) -> bool:
+    def has(self, name: str, sha256_hex: str, folder: str | None = None) -> bool:
+        """Whether a file of that content lies under its own name. Reads all of it."""
+        return _sha256(self.target(name, folder)) == sha256_hex
+
+    def target(self, name: str, folder: str | None = None) -> Path:
+        """The file's own name; `folder`: one component below `directory`."""
+        parent = self._directory if folder is None else self._directory / safe_name(folder)
+        return parent / safe_name(name)
+
+    def place(self, name: str, sha256_hex: str, folder: str | None = None) -> bool:
         """Give the file its own name, durable; again after a crash is fine.
 
         Returns False, and changes nothing, where another file with other content has the name. Raises HostFailed.
         """
-        staged, target = self.staged(name), self._directory / safe_name(name)
+        staged, target = self.staged(name), self.target(name, folder)
         with disk_errors(f"cannot file {target}"):
+            if folder is not None:
+                make_private(target.parent)
             try:
                 os.link(staged, target, follow_symlinks=False)
             except FileExistsError:
@@ -103,7 +114,7 @@ class Filing:
                 if os.path.lexists(target):
                     return _sha256(target) == sha256_hex
                 os.rename(staged, target)  # noqa: PTH104 - onto nothing, as was just seen
-        fsync_directory(self._directory)
+        fsync_directory(target.parent)
         return True
 
     def take_back(self, name: str) -> None:
@@ -114,20 +125,21 @@ class Filing:
                 target.unlink()
                 fsync_directory(self._directory)
 
-    def trash(self, server: str, label: str, now_s: float, names: Sequence[str] = ()) -> None:
-        """Move what is in staging to the trash, and before it files of the directory by name. Idempotent, durable.
+    def trash(self, server: str, label: str, now_s: float, paths: Sequence[Path] = ()) -> None:
+        """Move what is in staging to the trash, and before it `paths`, files or directories below `directory`.
 
-        Raises HostFailed (`disk.failed`).
+        Idempotent, durable. Raises HostFailed (`disk.failed`).
         """
-        present = [name for name in names if os.path.lexists(self._directory / safe_name(name))]
+        present = [path for path in paths if os.path.lexists(path)]
         if present:
             with disk_errors(f"cannot move files of {self._directory} to the trash"):
                 make_private(self._layout.staging_root)
                 make_private(self._layout.volume)
-                for name in present:
-                    os.rename(self._directory / name, self.staged(name))  # noqa: PTH104 - the only name of it
+                for path in present:
+                    os.rename(path, self.staged(path.name))  # noqa: PTH104 - the only name of it
                 fsync_directory(self._layout.volume)
-                fsync_directory(self._directory)
+                for parent in {path.parent for path in present}:
+                    fsync_directory(parent)
         if is_directory(self._layout.volume):
             move_to_trash(self._layout, server, label, now_s=now_s)
 

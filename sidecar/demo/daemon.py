@@ -33,6 +33,7 @@ from sidecar.demo import daemon_words as words
 from sidecar.demo.daemon_console import Console
 from sidecar.demo.daemon_containers import Containers, FakeContainers
 from sidecar.demo.daemon_panel import PanelCalls
+from sidecar.demo.daemon_receipt import Shelves
 from sidecar.demo.daemon_servers import DaemonServer, Power
 from sidecar.demo.daemon_transfers import Reception
 from sidecar.demo.loopback import Dropped, LoopbackServer
@@ -63,7 +64,7 @@ class StandInDaemon:
     call is dropped until `restart`. The route `files`: `"hold"` keeps the removal of a deleted server's files waiting.
 
     Args: `retry_s` how long a Go daemon repeats a call to the panel, and the unit of Calagopus' pauses (really 30 s and
-    1 s); `crash_delay_s` between a crash and the new container.
+    1 s); `shelves` where it files backups and installation logs; `crash_delay_s` between a crash and the new container.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class StandInDaemon:
         crash_delay_s: float = 1.0,
         crash_window_s: float = 60.0,
         port: int = 0,
+        shelves: Shelves | None = None,
     ) -> None:
         self.family = family
         self.url = ""
@@ -93,6 +95,9 @@ class StandInDaemon:
         self._token_id = token_id
         self._token = token
         self._volumes = volumes
+        self.shelves = shelves or Shelves(volumes.parent / "daemon-backups", volumes.parent / "daemon-logs")
+        for directory in (self.shelves.backups, self.shelves.logs):
+            directory.mkdir(parents=True, exist_ok=True)
         self._panel_url = panel_url
         self._reception = Reception(self, token=token, owner=owner)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -354,6 +359,9 @@ class StandInDaemon:
                 self.power.publish(server, "transfer status", "completed")
             self.power.publish(server, "deleted", "null")
             self.power.close_listeners(server)
+            if self.family is Family.PELICAN:  # `backups.remove_backups_on_server_delete`: true is its default
+                await asyncio.to_thread(shutil.rmtree, self.shelves.backups / server.uuid, ignore_errors=True)
+                self.shelves.install_log(self.family, server.uuid).unlink(missing_ok=True)
             await self.containers.remove(server.uuid)
         self.unregister(server.uuid)
         self.destroy(server.uuid)

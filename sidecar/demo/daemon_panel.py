@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any, Final
 
 import httpx
@@ -47,11 +48,11 @@ class PanelCalls:
         status, document = await self.ask("GET", f"/api/remote/servers/{server}")
         return document if status == httpx.codes.OK else None
 
-    async def tell(self, server: str, outcome: str) -> bool:
+    async def tell(self, server: str, outcome: str, backups: Sequence[str] = ()) -> bool:
         """Whether the panel accepted `success` or `failure`; a refusal is never repeated."""
         path = f"/api/remote/servers/{server}/transfer/{outcome}"
         is_calagopus = self._family is Family.CALAGOPUS
-        body: Any = {"backups": []} if is_calagopus else None
+        body: Any = {"backups": list(backups)} if is_calagopus else None
         deadline = asyncio.get_running_loop().time() + self._retry_s
         pause_s = self._retry_s / 60
         for attempt in range(1, _CALAGOPUS_TRIES + 1):

@@ -22,6 +22,7 @@ from sidecar.demo.panel_documents import Family
 
 _NAME: Final = re.compile(rb'name="([^"]*)"')
 _FILE_NAME: Final = re.compile(rb'filename="([^"]*)"')
+_MEDIA_TYPE: Final = re.compile(rb"Content-Type: *([^\r\n]+)", re.IGNORECASE)
 
 
 class ReceiptFailed(Exception):
@@ -32,6 +33,7 @@ class FormPart(msgspec.Struct, frozen=True):
     name: str
     file_name: str | None
     content: bytes
+    media_type: str | None = None
 
 
 def parts_of(body: bytes, boundary: str) -> list[FormPart]:
@@ -45,15 +47,68 @@ def parts_of(body: bytes, boundary: str) -> list[FormPart]:
         if piece.startswith(b"--"):
             break
         head, _, content = piece.partition(b"\r\n\r\n")
-        name, file_name = _NAME.search(head), _FILE_NAME.search(head)
+        name, file_name, media_type = _NAME.search(head), _FILE_NAME.search(head), _MEDIA_TYPE.search(head)
         parts.append(
             FormPart(
                 name=name[1].decode() if name else "",
                 file_name=file_name[1].decode() if file_name else None,
                 content=content,
+                media_type=media_type[1].decode() if media_type else None,
             )
         )
     return parts
+
+
+class Shelves(msgspec.Struct, frozen=True):
+    """Where a daemon files backups and installation logs: `system.backup_directory` and `system.log_directory`."""
+
+    backups: Path
+    logs: Path
+
+    def backups_of(self, family: Family, server: str) -> Path:
+        return self.backups / server if family is Family.PELICAN else self.backups
+
+    def install_log(self, family: Family, server: str) -> Path:
+        if family is Family.CALAGOPUS:
+            return self.logs / server / "install.log"
+        return self.logs / "install" / f"{server}.log"
+
+
+def file_parts(family: Family, parts: list[FormPart], server: str, shelves: Shelves) -> list[str]:
+    """File backups and an installation log as the family does. Returns the backups that its `success` lists.
+
+    Raises ReceiptFailed where a checksum is missing or wrong; what was filed stays.
+    """
+    if family is Family.PTERODACTYL:
+        return []
+    shelf, found, digest = shelves.backups_of(family, server), [], ""
+    calculated: dict[str, str] = {}
+    received: dict[str, str] = {}
+    for part in parts:
+        if part.name == ("install_logs" if family is Family.PELICAN else "install-logs"):
+            path = shelves.install_log(family, server)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(part.content)
+        elif family is Family.PELICAN and part.name.startswith("backup_"):
+            shelf.mkdir(parents=True, exist_ok=True)
+            name = Path(part.name.removeprefix("backup_")).name
+            (shelf / name).write_bytes(part.content)
+            calculated[name] = hashlib.sha256(part.content).hexdigest()
+        elif family is Family.PELICAN and part.name.startswith("checksum_backup_"):
+            received[part.name.removeprefix("checksum_backup_")] = part.content.decode()
+        elif family is Family.CALAGOPUS and part.name.startswith("backup-checksum-"):
+            if not digest or digest != part.content.decode():
+                raise ReceiptFailed("backup checksum does not match")
+            digest = ""
+        elif family is Family.CALAGOPUS and part.name.startswith("backup-"):
+            if part.file_name is None or part.media_type != "backup/wings":
+                continue
+            (shelf / part.file_name).write_bytes(part.content)
+            found.append(part.name.removeprefix("backup-"))
+            digest = hashlib.sha256(part.content).hexdigest()
+    if any(received.get(name) != digest for name, digest in calculated.items()):
+        raise ReceiptFailed("backup checksum mismatch")
+    return found
 
 
 def receive(family: Family, parts: list[FormPart], volume: Path, owner: tuple[int, int] | None) -> None:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from sidecar.demo import daemon_words as words
 from sidecar.demo.daemon_panel import PanelCalls
-from sidecar.demo.daemon_receipt import ReceiptFailed, parts_of, receive
+from sidecar.demo.daemon_receipt import ReceiptFailed, Shelves, file_parts, parts_of, receive
 from sidecar.demo.daemon_servers import DaemonServer, Power
 from sidecar.demo.loopback import Dropped
 from sidecar.demo.panel_documents import Family
@@ -30,6 +30,7 @@ class Receiving(Protocol):
     power: Power
     servers: list[DaemonServer]
     booted: float
+    shelves: Shelves
 
     def find(self, server: str) -> DaemonServer | None: ...
 
@@ -68,14 +69,14 @@ class Reception:
         server = DaemonServer(subject, document, transferring=True)
         daemon.servers.append(server)
         try:
-            await self._receive(request, server)
+            backups = await self._receive(request, server)
         except (ReceiptFailed, ClientDisconnect) as failure:
             log.info("the transfer of server %s failed: %s", subject, failure)
             return await self._failed(server)
         if request.state.fault == "crash":
             daemon.die()
             return Dropped()
-        return await self._succeeded(server)
+        return await self._succeeded(server, backups)
 
     def _subject(self, token: str) -> str | Response:
         is_calagopus = self._daemon.family is Family.CALAGOPUS
@@ -99,22 +100,24 @@ class Reception:
             return words.error(403, "Forbidden.")
         return subject
 
-    async def _receive(self, request: Request, server: DaemonServer) -> None:
-        """Raises ReceiptFailed, ClientDisconnect."""
+    async def _receive(self, request: Request, server: DaemonServer) -> list[str]:
+        """Returns the backups to be named. Raises ReceiptFailed, ClientDisconnect."""
         media_type, _, boundary = request.headers.get("Content-Type", "").partition("boundary=")
         if not media_type.startswith("multipart/"):
             raise ReceiptFailed("the content type is no form's")
         parts = parts_of(await request.body(), boundary.strip('"'))
         await asyncio.to_thread(receive, self._daemon.family, parts, self._daemon.volume_path(server.uuid), self._owner)
+        backups = await asyncio.to_thread(file_parts, self._daemon.family, parts, server.uuid, self._daemon.shelves)
         if words.is_go(self._daemon.family):
             try:
                 await self._daemon.power.make_container(server)
             except Exception as error:
                 raise ReceiptFailed(f"the container cannot be made: {error}") from error
+        return backups
 
-    async def _succeeded(self, server: DaemonServer) -> Response:
+    async def _succeeded(self, server: DaemonServer, backups: list[str]) -> Response:
         """The panel is told; the Go daemons answer 200 whatever it said."""
-        is_accepted = await self._daemon.panel.tell(server.uuid, "success")
+        is_accepted = await self._daemon.panel.tell(server.uuid, "success", backups)
         if not is_accepted:
             return (
                 Response(status_code=200) if words.is_go(self._daemon.family) else words.unexpected(self._daemon.family)

@@ -16,7 +16,8 @@ import hmac
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Final
 
@@ -88,6 +89,7 @@ class _Row:
         self.kind = kind
         self.allocations = allocations
         self.transfer: ActiveTransfer | None = None
+        self.backups: list[str] = []  # named by the last `success`
 
 
 class StandInPanel:
@@ -152,6 +154,10 @@ class StandInPanel:
         """The name of the node that owns the server."""
         return self._rows[server].node
 
+    def backups(self, server: str) -> list[str]:
+        """Those that the last accepted `success` named: they are on the owner's node."""
+        return self._rows[server].backups
+
     def transfer(self, server: str) -> ActiveTransfer | None:
         return self._rows[server].transfer
 
@@ -195,7 +201,15 @@ class StandInPanel:
             scope="transfer" if self.checks_caller else None,
         )
 
-    async def start_transfer(self, server: str, destination: str, *, start_on_completion: bool = False) -> None:
+    async def start_transfer(
+        self,
+        server: str,
+        destination: str,
+        *,
+        start_on_completion: bool = False,
+        backups: Sequence[str] = (),
+        delete_backups: bool = False,
+    ) -> None:
         """What an administrator's click does. Returns when the transfer is active.
 
         Raises TransferNotStarted, also where one is active already.
@@ -210,6 +224,8 @@ class StandInPanel:
             url=f"{target.url}/api/transfers",
             token=self.mint_token(server, destination),
             start_on_completion=start_on_completion,
+            backups=backups,
+            delete_backups=delete_backups,
         )
         status, text = await self._ask_node("start", source, "POST", f"/api/servers/{server}/transfer", body)
         if status is None or not 200 <= status < 300:
@@ -256,6 +272,9 @@ class StandInPanel:
                 return self._error(417, "Destination node must call success endpoint.")
             return self._error(403, "Requesting node does not have permission to access this server.")
         row.node, row.transfer = transfer.destination, None
+        with suppress(ValueError):  # two families say null
+            said = await request.json()
+            row.backups = list(said["backups"]) if isinstance(said, dict) else []
         await self._delete(request.path_params["server"], transfer.source)
         return self._done()
 

@@ -140,20 +140,29 @@ def transfer_token(
     return jwt.encode(claims, key, algorithm="HS256", headers=headers)
 
 
-def transfer_request(family: Family, *, server: str, url: str, token: str, start_on_completion: bool) -> Document:
-    """The body of `POST /api/servers/{uuid}/transfer` at the source."""
+def transfer_request(
+    family: Family,
+    *,
+    server: str,
+    url: str,
+    token: str,
+    start_on_completion: bool,
+    backups: Sequence[str] = (),
+    delete_backups: bool = False,
+) -> Document:
+    """The body of `POST /api/servers/{uuid}/transfer` at the source; Pterodactyl's panel names no backups."""
     body: Document = {"url": url, "token": f"Bearer {token}"}
     wanted = {"uuid": server, "start_on_completion": start_on_completion}
     match family:
         case Family.PTERODACTYL:
             return {"server_id": server, **body, "server": wanted}
         case Family.PELICAN:
-            return {**body, "backups": [], "server": wanted}
+            return {**body, "backups": list(backups), "server": wanted}
         case Family.CALAGOPUS:
             return {
                 **body,
-                "backups": [],
-                "delete_backups": False,
+                "backups": list(backups),
+                "delete_backups": delete_backups,
                 "archive_format": "tar_gz",
                 "compression_level": None,
                 "multiplex_streams": 0,

@@ -1,82 +1,26 @@
-"""What came behind a server's archive: received, verified, and filed with the server's commit.
-
-Files are in staging until the transfer has ended, and from the commit on in their places too (`archive.filing`). What
-the panel is told with `success` is what was filed. A transfer that fails leaves nothing; one that is disowned after its
-commit takes its files back and moves them to the trash.
-"""
+"""What comes behind a server's archive: received into staging and verified. Where it goes then: `cabinet`."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from sidecar.archive.filing import Filing, filing_layout
+from sidecar.archive.filing import Filing
 from sidecar.archive.meter import Meter
-from sidecar.archive.staging import remove_staging
-from sidecar.engine.backups import CALAGOPUS_TYPE, backup_in
+from sidecar.engine.backups import CALAGOPUS_TYPE, MAX_INSTALL_LOG_BYTES, backup_in
 from sidecar.engine.log_lines import printable
 from sidecar.engine.progress import size
-from sidecar.errors import DataCorrupt, HostFailed, Refused
-from sidecar.ports import ArrivedFile, FilePlace
+from sidecar.errors import DataCorrupt, Refused
+from sidecar.ports import ArrivedFile, Carries, FilePlace
 from sidecar.wire.multipart import Part
 
 log = logging.getLogger(__name__)
 
 INSTALL_LOG_PARTS: Final = ("install_logs", "install-logs")
-MAX_INSTALL_LOG_BYTES: Final = 16 << 20  # real ones: some hundred KiB; a longer one is cut
 MAX_CHECKSUM_BYTES: Final = 256  # 64 digits and some white space
-
-
-class Cabinet:
-    """The places of one incoming transfer's files. Blocking, but for `attachments`."""
-
-    def __init__(
-        self, directories: dict[FilePlace, Path], transfer: str, *, owner: tuple[int, int] | None = None
-    ) -> None:
-        self._directories = directories
-        self._transfer = transfer
-        self._filings = {place: Filing(directory, transfer, owner=owner) for place, directory in directories.items()}
-
-    def attachments(self, *, server: str, most_bytes: int, say: Callable[[str], None]) -> Attachments:
-        """What receives them. `say` is called in the receipt's thread."""
-        return Attachments(self._filings, server=server, most_bytes=most_bytes, say=say)
-
-    def place(self, files: Sequence[ArrivedFile]) -> list[ArrivedFile]:
-        """Give the files their own names; again after a crash is fine. Returns those that now have them: of the others
-        something else has the name, and stays. Raises HostFailed (`disk.failed`)."""
-        return [file for file in files if self._filing(file).place(file.name, file.sha256_hex)]
-
-    def discard(self, files: Sequence[ArrivedFile], server: str, label: str, now_s: float) -> None:
-        """Take the files back and move them to the trash. Idempotent. Raises HostFailed (`disk.failed`)."""
-        for file in files:
-            self._filing(file).take_back(file.name)
-        for place in {file.place for file in files}:
-            self._filings[place].trash(server, label, now_s)
-
-    def remove_staging(self) -> None:
-        """What has a name of its own keeps it. Missing is fine. Raises HostFailed (`disk.failed`)."""
-        for directory in self._directories.values():
-            remove_staging(filing_layout(directory, self._transfer), self._transfer)
-
-    def finish(self, files: Sequence[ArrivedFile]) -> None:
-        """The server is ours: once more into their places (a daemon that forgets a server may remove its backups), then
-        staging away. Raises nothing: what stays behind goes at the next start."""
-        with suppress(HostFailed):
-            self.place(files)
-            self.remove_staging()
-
-    def _filing(self, file: ArrivedFile) -> Filing:
-        filing = self._filings.get(file.place)
-        if filing is None:  # the settings have changed since it came
-            raise HostFailed(
-                "disk.failed", f"This node has no directory for {file.name} any more (servers.{file.place})."
-            )
-        return filing
 
 
 class Attachments:
@@ -89,9 +33,12 @@ class Attachments:
         server: str,
         most_bytes: int,
         say: Callable[[str], None],
+        carries: Carries,
     ) -> None:
-        """`places`: where each kind is filed; what has no place is verified, left out, and named by `say`."""
+        """`places`: where each kind waits; what has no place is verified, left out, and named by `say`. `carries`: what
+        goes on to a node daemon."""
         self._places = places
+        self._carries = carries
         self._server = server
         self._left_bytes = self._most_bytes = most_bytes
         self._say = say
@@ -136,10 +83,20 @@ class Attachments:
             if not hmac.compare_digest(digest.encode(), self._checksums[backup].encode()):
                 raise DataCorrupt("archive.checksum", f"backup {backup} checksum mismatch", backup=backup)
             if FilePlace.BACKUPS in self._places:
-                arrived.append(ArrivedFile(FilePlace.BACKUPS, file, digest, backup))
+                arrived.append(self._arrived(FilePlace.BACKUPS, file, digest, backup))
         if self._backups and FilePlace.BACKUPS not in self._places:
             self._say(f"Left out, for this node keeps no backups: {', '.join(sorted(self._backups))}.")
         return tuple(arrived)
+
+    def _arrived(self, place: FilePlace, name: str, sha256_hex: str, backup: str | None = None) -> ArrivedFile:
+        return ArrivedFile(
+            place=place,
+            name=name,
+            sha256_hex=sha256_hex,
+            backup=backup,
+            is_carried=place in self._carries.places,
+            folder=self._server if place in self._carries.folders else None,
+        )
 
     def sync(self) -> None:
         """Make the names in staging durable. Raises HostFailed."""
@@ -168,7 +125,7 @@ class Attachments:
         elif length > MAX_INSTALL_LOG_BYTES:
             self._say(f"The install log ({size(length)}) was cut to {size(MAX_INSTALL_LOG_BYTES)}.")
         if FilePlace.INSTALL_LOGS in self._places:
-            self._install_log = ArrivedFile(FilePlace.INSTALL_LOGS, name, digest)
+            self._install_log = self._arrived(FilePlace.INSTALL_LOGS, name, digest)
 
     def _file(self, part: Part, kind: FilePlace, name: str) -> tuple[str, int]:
         """Write the part into staging, or only hash it where its kind is not kept."""

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
 from sidecar.archive.staging import Identity, LayoutKind, commit
+from sidecar.engine.cabinet import Cabinet
 from sidecar.engine.transfer import Transfer
 from sidecar.errors import HostFailed, PeerFailed, Refused
 from sidecar.journal.records import IncomingFacts
 from sidecar.lifecycle import events as on
 from sidecar.lifecycle.events import Event
-from sidecar.ports import Daemon, Delivery
+from sidecar.ports import CarriedFile, Daemon, Delivery
 
 IsConnected = Callable[[], bool]
 
 
-async def hand_over(transfer: Transfer, daemon: Daemon, is_source_connected: IsConnected) -> Event:
-    """Send it once, if the oracle does not list the server yet and the panel answers."""
+async def hand_over(transfer: Transfer, cabinet: Cabinet, daemon: Daemon, is_source_connected: IsConnected) -> Event:
+    """Send it once, with what came behind the archive, if the oracle does not list it yet and the panel answers."""
     call, server = transfer.state.call, transfer.facts.server
     listed = await transfer.arbiter().is_ours(server)
     if listed:
@@ -33,16 +35,36 @@ async def hand_over(transfer: Transfer, daemon: Daemon, is_source_connected: IsC
         return on.HandOverUnsent(call=call)
     if not is_source_connected():
         return on.SourceGone(call=call)
+    files = await _carried(transfer, cabinet)
     loop = asyncio.get_running_loop()
     began = loop.time()
-    match await daemon.hand_over(server):
-        case Delivery.ANSWERED:
+    match delivery := await daemon.hand_over(server, files):
+        case Delivery.ANSWERED | Delivery.ACCEPTED:
+            if files and delivery is Delivery.ACCEPTED:
+                with suppress(HostFailed):  # not knowing it costs little: the files are not called kept then
+                    await transfer.learn(has_taken_files=True)
             # One that took longer than a call to the panel may have given one up that can still land (D9).
             return on.HandedOver(call=call, slow=loop.time() - began >= transfer.services.timings.call_timeout_s)
         case Delivery.UNANSWERED:
             return on.HandOverUnanswered(call=call)
         case Delivery.UNSENT:
             return on.HandOverUnsent(call=call)
+
+
+async def _carried(transfer: Transfer, cabinet: Cabinet) -> list[CarriedFile]:
+    """What goes along; a file that cannot is left out, for it is worth less than the server."""
+    facts = _facts(transfer)
+    files = [file for file in facts.files if file.is_carried]
+    if not files:
+        return []
+    try:
+        found = await transfer.services.in_thread(cabinet.carried, files, facts.server)
+    except HostFailed as error:
+        transfer.say(f"The server is handed over without its backups: {error.message}")
+        return []
+    if left := [file.name for file in files if file not in [each.file for each in found]]:
+        transfer.say(f"Left out, for this node has other files of those names: {', '.join(left)}.")
+    return found
 
 
 async def mend(transfer: Transfer, daemon: Daemon, is_source_connected: IsConnected) -> Event:
@@ -55,7 +77,7 @@ async def mend(transfer: Transfer, daemon: Daemon, is_source_connected: IsConnec
         return on.MendAbandoned()
     services = transfer.services
     identity = _identity(facts)
-    await transfer.note(msgspec.structs.replace(facts, is_aside=True))
+    await transfer.note(msgspec.structs.replace(facts, is_aside=True, has_taken_files=False))
     await services.in_thread(services.volumes.set_aside, facts.server, facts.transfer, identity)
     await daemon.forget(facts.server)
     await _put_back(transfer, identity)

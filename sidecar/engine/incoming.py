@@ -15,7 +15,7 @@ import msgspec
 from sidecar.archive.preflight import check_space
 from sidecar.archive.staging import Identity, LayoutKind, Staging, commit, remove_staging
 from sidecar.engine.arbiter import JournalArbiter
-from sidecar.engine.attachments import Cabinet
+from sidecar.engine.cabinet import Cabinet
 from sidecar.engine.contract import IncomingUpload
 from sidecar.engine.handover import forget_discarded, hand_over, mend
 from sidecar.engine.notices import NoticeLines
@@ -33,7 +33,7 @@ from sidecar.lifecycle.events import Event
 from sidecar.lifecycle.stages import Stage
 from sidecar.lifecycle.state import State
 from sidecar.lifecycle.statuses import Status
-from sidecar.ports import Arbiter, Configuration, Verdict
+from sidecar.ports import Arbiter, Carries, Configuration, Verdict
 from sidecar.views import Progress, TransferView
 
 
@@ -64,7 +64,9 @@ class Incoming(Transfer):
         self._streams: Streams | None = None
         if upload is not None:
             self._streams = Streams(services, upload, self.meter, self._notices.from_thread)
-        self._cabinet = Cabinet(services.receiving.places, facts.transfer, owner=services.receiving.owner)
+        self._carries = Carries()
+        receiving = services.receiving
+        self.cabinet = Cabinet(receiving.places, facts.transfer, owner=receiving.owner, carrying=receiving.carrying)
 
     @property
     def performers(self) -> dict[Effect, Perform]:
@@ -175,6 +177,8 @@ class Incoming(Transfer):
     async def _admit(self) -> Event:
         self._configuration = await self._read_configuration()
         await self._check_old_volume()
+        if self.services.daemon is not None:  # before the body: what comes with it may have to go on to the daemon
+            self._carries = await self.services.daemon.carries()
         receiving, facts = self.services.receiving, self.facts
         await self.services.in_thread(
             check_space,
@@ -222,10 +226,11 @@ class Incoming(Transfer):
         streams, staging = self._streams, self._staging
         if streams is None or staging is None:
             raise HostFailed("transfer.interrupted", "This node was restarted in the middle of the transfer.")
-        attachments = self._cabinet.attachments(
+        attachments = self.cabinet.attachments(
             server=self.facts.server,
             most_bytes=self.services.extract_limits.max_bytes,
             say=self._notices.say_from_thread,
+            carries=self._carries,
         )
         began = asyncio.get_running_loop().time()
         async with self.progress_lines("Receiving"):
@@ -254,9 +259,9 @@ class Incoming(Transfer):
         return super().progress()
 
     def view(self) -> TransferView:
-        backups = tuple(file.backup for file in self.facts.files if file.backup is not None)
-        if self.state.beside:  # the daemon tells the panel, and names none: the source must keep its own
-            backups = ()
+        # Beside a daemon it is the daemon that tells the panel: of what it does not have, the source must keep its own.
+        is_kept = self.facts.files if not self.state.beside else [file for file in self.facts.files if file.is_kept]
+        backups = tuple(file.backup for file in is_kept if file.backup is not None)
         return msgspec.structs.replace(super().view(), backups=backups)
 
     async def stop_receipt(self) -> Event:
@@ -310,7 +315,7 @@ class Incoming(Transfer):
     async def _file(self) -> None:
         """Backups and install log to their places; what is already there is somebody else's and stays."""
         files = self.facts.files
-        placed = await self.services.in_thread(self._cabinet.place, files)
+        placed = await self.services.in_thread(self.cabinet.place, files)
         if len(placed) < len(files):
             names = ", ".join(file.name for file in files if file not in placed)
             self.say(f"Left out, for this node has other files of those names: {names}.")
@@ -350,7 +355,7 @@ class Incoming(Transfer):
         await self.backoff.wait()
         if self.state.call != call or self.services.daemon is None:
             return on.HandOverUnsent(call=call)
-        asking = asyncio.ensure_future(hand_over(self, self.services.daemon, self._source_is_connected))
+        asking = asyncio.ensure_future(hand_over(self, self.cabinet, self.services.daemon, self._source_is_connected))
         self._handing_over = asking
         try:
             return await asyncio.shield(asking)
@@ -372,13 +377,24 @@ class Incoming(Transfer):
     async def activate(self) -> Event:
         """D7: with the configuration read anew, for the allocations are ours only now."""
         server = self.facts.server
-        if self.services.receiving.places:
-            await self.services.in_thread(self._cabinet.finish, self.facts.files)
+        await self._settle_files()
         configuration = await self._read_configuration()
         await self.services.runtime.activate(server, configuration, start=self.facts.start_on_completion)
         if self.facts.start_on_completion:
             self.say("The server was started.")
         return on.Activated()
+
+    async def _settle_files(self) -> None:
+        facts, now = self.facts, self.services.now()
+        if not self.services.receiving.places and not facts.files:
+            return
+        settled = await self.services.in_thread(
+            self.cabinet.finish, facts.files, facts.server, now, taken=facts.has_taken_files
+        )
+        for line in settled.lines:
+            self.say(line)
+        if settled.files != facts.files:
+            await self.learn(files=settled.files)
 
     async def discard(self) -> Event:
         await self.backoff.wait()
@@ -387,14 +403,15 @@ class Incoming(Transfer):
         label = f"disowned-{self.facts.transfer}"
         await self._trash(label)
         files, server, now = self.facts.files, self.facts.server, self.services.now()
-        await self.services.in_thread(self._cabinet.discard, files, server, label, now)
+        await self.services.in_thread(self.cabinet.discard, files, server, label, now)
         if self.services.daemon is not None:
             await forget_discarded(self, self.services.daemon)
+        await self.services.in_thread(self.cabinet.put_back, files, server)
         return on.Discarded()
 
     async def remove_staging(self) -> Event:
         await self.services.in_thread(remove_staging, self._layout, self.facts.transfer)
-        await self.services.in_thread(self._cabinet.remove_staging)
+        await self.services.in_thread(self.cabinet.remove_staging)
         return on.CleanedUp()
 
     def hold_s(self) -> float:
@@ -418,5 +435,5 @@ class Incoming(Transfer):
             f"{duration(seconds)} ({rate}/s), SHA-256 {done.sha256_hex[:16]}... verified"
             + (f", and {received.streams - 1} more streams." if received.streams > 1 else ".")
         )
-        if backups := self.view().backups:
-            self.say(f"Received {len(backups)} backups.")
+        if backups := sum(file.backup is not None for file in received.files):
+            self.say(f"Received {backups} backups.")

@@ -16,7 +16,7 @@ from sidecar.archive.filing import Filing
 from sidecar.archive.pipe import PipeClosed
 from sidecar.archive.produce import ArchiveProducer, Dialect
 from sidecar.engine.arbiter import PeerArbiter
-from sidecar.engine.backups import BackupForm, find_backups, kept_backups, pack
+from sidecar.engine.backups import BackupForm, find_backups, kept_backups, pack, pack_install_log
 from sidecar.engine.contract import Caller
 from sidecar.engine.guard import keep_stopped
 from sidecar.engine.notices import NoticeLines
@@ -64,6 +64,7 @@ class Outgoing(Transfer):
         self._producer: ArchiveProducer | None = None
         self._upload: Upload | None = None
         self._backups: dict[str, FilePart] = {}  # behind the archive, by UUID
+        self._install_log: FilePart | None = None  # before them
         self._digest = hashlib.sha256()
         self._given_up = False
         self._stays_stopped = False  # it is being deleted: do not start it again
@@ -244,12 +245,11 @@ class Outgoing(Transfer):
             self.say(f"Not deleted, for the destination is not known to have them: the backups {', '.join(left)}.")
         if directory is None or not kept:
             return
-        found = await self.services.in_thread(find_backups, directory, kept)
-        filing = Filing(directory, facts.transfer)
-        names = [path.name for path in found.values()]
-        await self.services.in_thread(filing.trash, facts.server, label, self.services.now(), names)
-        if names:
-            self.say(f"Moved to the trash: {len(names)} backups that the destination has.")
+        found = await self.services.in_thread(find_backups, directory, facts.server, kept)
+        filing, paths = Filing(directory, facts.transfer), list(found.values())
+        await self.services.in_thread(filing.trash, facts.server, label, self.services.now(), paths)
+        if paths:
+            self.say(f"Moved to the trash: {len(paths)} backups that the destination has.")
 
     # -- the upload ----------------------------------------------------------------------------------------------------
     async def send_archive(self) -> Event:
@@ -270,8 +270,7 @@ class Outgoing(Transfer):
         )
         if dialect is Dialect.STRANGER:
             await self._let_the_panel_commit()
-        if self.facts.backups:
-            await self._pack_backups(kind)
+        await self._pack_files(kind)
         if self._given_up:
             return on.UploadCut()
         began = asyncio.get_running_loop().time()
@@ -305,10 +304,14 @@ class Outgoing(Transfer):
             committed_at = self._answered_at + self.services.timings.panel_commit_s
             await asyncio.sleep(max(0.0, committed_at - asyncio.get_running_loop().time()))
 
-    async def _pack_backups(self, kind: PeerKind) -> None:
+    async def _pack_files(self, kind: PeerKind) -> None:
+        """What goes behind the checksums: the install log, and the backups that were asked for."""
         form = BackupForm.PELICAN if kind.is_ours else BackupForm(self.facts.backup_form)
-        wanted = self.facts.backups
-        self._backups = await self.services.in_thread(pack, self.services.sending.backups, wanted, form)
+        services, server, wanted = self.services, self.facts.server, self.facts.backups
+        self._install_log = await services.in_thread(pack_install_log, services.sending.install_logs, server, form)
+        if not wanted:
+            return
+        self._backups = await services.in_thread(pack, services.sending.backups, server, wanted, form)
         if missing := [backup for backup in wanted if backup not in self._backups]:
             self.say(f"Not on this node, and left out: the backups {', '.join(missing)}.")
 
@@ -397,7 +400,8 @@ class Outgoing(Transfer):
             ending = producer.ending()
             self._digest.update(ending)
             upload.send(ending)
-            upload.finish(self._digest.hexdigest(), files=tuple(self._backups.values()))
+            log = () if self._install_log is None else (self._install_log,)
+            upload.finish(self._digest.hexdigest(), files=(*log, *self._backups.values()))
             return upload.answer()
         finally:
             upload.close()

@@ -57,6 +57,7 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
     max_entries: int = 10_000_000
     restart_on_failure: bool = True
     backups: Path | None = None  # where backups lie that may have to travel with a server
+    install_logs: Path | None = None  # where a server's installation log may lie
 
 
 class Receiving(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +71,7 @@ class Receiving(msgspec.Struct, frozen=True, kw_only=True):
     max_parts: int = 256
     max_multiplex_streams: int = 16
     places: dict[FilePlace, Path] = msgspec.field(default_factory=dict)  # what is not named here is not kept
+    carrying: Path | None = None  # where files wait that have no place here and go to the node daemon
 
 
 @dataclass(frozen=True, kw_only=True)

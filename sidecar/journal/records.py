@@ -54,6 +54,7 @@ class IncomingFacts(msgspec.Struct, frozen=True, kw_only=True, tag="incoming"):
     staging: tuple[int, int] | None = None  # device and inode of the staging directory (D5)
     is_place_free: bool = False  # what was at the volume's place is in the trash (D3)
     files: tuple[ArrivedFile, ...] = ()  # backups and install log that came with it, in staging or filed
+    has_taken_files: bool = False  # the node daemon answered 200 to the hand-over that carried `files`
     is_aside: bool = False  # the committed volume may be back in its staging place (H3)
     finished_at: float | None = None
 

@@ -155,8 +155,8 @@ def remarks(settings: Settings) -> Iterator[str]:
     if not settings.servers.volumes.is_dir():
         yield f"servers.volumes: {settings.servers.volumes} is not a directory (yet)"
     for name, path in (("backups", settings.servers.backups), ("install_logs", settings.servers.install_logs)):
-        if path is not None and not path.is_dir():
-            yield f"servers.{name}: {path} is not a directory (yet); transfers that bring such files will fail"
+        if path is not None and not path.parent.is_dir():
+            yield f"servers.{name}: {path.parent} is not a directory (yet); transfers that bring such files will fail"
     if settings.containers.stop_timeout_s > _PANEL_WAITS_S and not settings.transfer.respond_async:
         yield (
             f"containers.stop_timeout_s: panels give up a request after {_PANEL_WAITS_S} s, and a caller that hangs up "

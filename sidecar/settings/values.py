@@ -244,16 +244,17 @@ class Servers(Struct, frozen=True, kw_only=True):
     backups: Annotated[
         Path | None,
         Meta(
-            description="Directory of the servers' backups, `<backup's UUID>.tar.gz` each, such as "
-            "`/var/lib/pelican/backups`: backups that a panel names travel from it, and arrive in it. Empty: they stay "
-            "behind, and those that arrive are left out."
+            description="Directory of the servers' backups, `<backup's UUID>.tar.gz` each or below `<server's UUID>/`, "
+            "such as `/var/lib/pelican/backups`: backups that a panel names travel from it, and arrive in it. Empty: "
+            "they stay behind, and those that arrive are left out, unless the node daemon takes them."
         ),
     ] = None
     install_logs: Annotated[
         Path | None,
         Meta(
-            description="Directory of installation logs, `<server's UUID>.log` each, such as "
-            "`/var/log/pelican/install`. Empty: those that arrive are left out."
+            description="Directory of installation logs, `<server's UUID>.log` or `<server's UUID>/install.log` each, "
+            "such as `/var/log/pelican/install`: a server's own travels with it, and arrives in it. Empty: it stays "
+            "behind, and one that arrives is left out, unless the node daemon takes it."
         ),
     ] = None
     named: dict[str, ServerOverride] = field(default_factory=dict)  # the tables [servers.<uuid>]

@@ -5,11 +5,16 @@ panel ("auto-deploy") is shorter than one that the daemon has written back: what
 
 A token may be a reference there: `file:///path` is followed; one that the daemon would expand from its own environment
 (`${NAME}`) is refused, because this process has another environment.
+
+Where its backups and installation logs lie follows the family: the keys where the file has them, else what that family
+takes when they are absent. The file does not name its family, so it is told by what only one of them writes; where
+nothing tells, an absent key stays absent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +29,27 @@ _MAPPING: Final[dict[str, tuple[str, ...]]] = {
     "api.port": ("api", "port"),
     "api.allowed_origins": ("allowed_origins",),
     "servers.volumes": ("system", "data"),
+}
+_FAMILY_DEFAULT: Final = "the default of that daemon"
+
+
+class WingsFamily(StrEnum):
+    """Whose file it is."""
+
+    PTERODACTYL = "pterodactyl"
+    PELICAN = "pelican"
+    CALAGOPUS = "calagopus"
+
+
+_BACKUPS: Final = {
+    WingsFamily.PTERODACTYL: "/var/lib/pterodactyl/backups",
+    WingsFamily.PELICAN: "/var/lib/pelican/backups",
+    WingsFamily.CALAGOPUS: "/var/lib/pterodactyl/backups",
+}
+_LOGS: Final = {
+    WingsFamily.PTERODACTYL: "/var/log/pterodactyl",
+    WingsFamily.PELICAN: "/var/log/pelican",
+    WingsFamily.CALAGOPUS: "/var/log/pterodactyl",
 }
 
 
@@ -47,6 +73,7 @@ def read_wings(path: Path) -> tuple[dict[str, tuple[str, Any]], list[str]]:
     uid, gid = _find(document, ("system", "user", "uid")), _find(document, ("system", "user", "gid"))
     if uid is not None and gid is not None:
         values["servers.owner"] = ("system.user", f"{uid}:{gid}")
+    values |= _places(document)
     for ours in ("node.token_id", "node.token"):
         if ours in values:
             key, raw = values[ours]
@@ -56,6 +83,40 @@ def read_wings(path: Path) -> tuple[dict[str, tuple[str, Any]], list[str]]:
                 del values[ours]
                 problems.append(f"{ours}: {unusable} (Wings file {path}, {key})")
     return values, problems
+
+
+def family_of(document: Mapping[str, Any]) -> WingsFamily | None:
+    """Whose file it is, by its own name for itself, by keys that one family alone writes, and by where servers lie."""
+    name = str(document.get("app_name") or "").lower()
+    for family in WingsFamily:
+        if family.value in name:
+            return family
+    if "remote_headers" in document or _find(document, ("api", "disable_openapi_docs")) is not None:
+        return WingsFamily.CALAGOPUS
+    data = str(_find(document, ("system", "data")) or "")
+    if _find(document, ("system", "machine_id")) is not None or data.startswith("/var/lib/pelican/"):
+        return WingsFamily.PELICAN
+    return WingsFamily.PTERODACTYL if data.startswith("/var/lib/pterodactyl/") else None
+
+
+def _places(document: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Where backups and installation logs lie: `<directory>/install/<server>.log`, but at Calagopus
+    `<directory>/<server>/install.log`."""
+    family = family_of(document)
+    found: dict[str, tuple[str, Any]] = {}
+    backups, logs = (_find(document, ("system", key)) for key in ("backup_directory", "log_directory"))
+    if backups is not None:
+        found["servers.backups"] = ("system.backup_directory", backups)
+    elif family is not None:
+        found["servers.backups"] = (f"system.backup_directory: {_FAMILY_DEFAULT}", _BACKUPS[family])
+    key = "system.log_directory"
+    if logs is None and family is not None:
+        key, logs = f"{key}: {_FAMILY_DEFAULT}", _LOGS[family]
+    if isinstance(logs, str) and logs and family is not WingsFamily.CALAGOPUS:
+        logs = f"{logs.rstrip('/')}/install"
+    if logs is not None:
+        found["servers.install_logs"] = (key, logs)
+    return found
 
 
 class _Unusable(Exception):

@@ -51,13 +51,13 @@ class ExtraPart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FilePart(msgspec.Struct, frozen=True, kw_only=True):
-    """A file behind the checksums, such as a backup, and the part with its SHA-256 that follows it."""
+    """A file behind the checksums, such as a backup, and the part with its SHA-256 that may follow it."""
 
     name: str
     filename: str
     content_type: str
     pieces: Callable[[], Iterable[bytes]]  # called when its turn has come
-    checksum_name: str
+    checksum_name: str | None = None  # None: its family sends none
     checksum_filename: str | None = None
     checksum_type: str | None = None
 
@@ -148,6 +148,8 @@ class Upload:
             sha.update(piece)
             self._send_chunk(piece)
         content = bytearray(multipart.end_of_part())
+        if file.checksum_name is None:
+            return content
         content += multipart.part_head(self._boundary, file.checksum_name, file.checksum_filename, file.checksum_type)
         return content + sha.hexdigest().encode("ascii") + multipart.end_of_part()
 

@@ -1,6 +1,8 @@
 """The node daemon's API, against a stand-in of each family with every fault that the hand-over has to survive."""
 
 import asyncio
+import gzip
+import hashlib
 import socket
 from pathlib import Path
 
@@ -8,17 +10,20 @@ import httpx
 import jwt
 import pytest
 
-from sidecar.adapters.daemon_hand_over import hand_over_form, mint_token
+from sidecar.adapters.daemon_hand_over import hand_over_pieces, mint_token
 from sidecar.adapters.daemon_http import DaemonKind, DaemonState, HttpDaemon, PowerAction, kind_of
+from sidecar.demo.daemon_receipt import parts_of
 from sidecar.demo.loopback import LoopbackServer
 from sidecar.demo.panel_documents import Family
+from sidecar.engine.backups import BackupForm
 from sidecar.errors import HostFailed
-from sidecar.ports import Delivery
+from sidecar.ports import ArrivedFile, CarriedFile, Carries, Delivery, FilePlace
 from tests.adapters.beside_scene import TOKEN, run, scene, until
 
 FAMILIES = pytest.mark.parametrize("family", list(Family))
 GO = pytest.mark.parametrize("family", [Family.PTERODACTYL, Family.PELICAN])
 REFUSED_PORT = 1
+BACKUP = "0b7f9e9c-52a4-4a8a-8c3a-6a3f1c1f0001"
 
 
 def closed_url() -> str:
@@ -195,7 +200,7 @@ def test_the_daemon_adopts_the_files_that_are_there(family: Family, tmp_path: Pa
             link.symlink_to("level.dat")
             (at.volume / "empty").mkdir()
             before = sorted((path.name, path.lstat()) for path in at.volume.iterdir())
-            assert await at.http.hand_over(at.server) is Delivery.ANSWERED
+            assert await at.http.hand_over(at.server) is Delivery.ACCEPTED
             assert at.daemon.calls_of("transfer")[0].status == 200
             assert at.panel.owner(at.server) == "b"
             assert await at.http.state(at.server) is DaemonState.OFFLINE
@@ -232,7 +237,7 @@ def test_it_is_not_sent_where_the_daemon_knows_the_server(family: Family, tmp_pa
         ("hold", Delivery.UNANSWERED),
         ("500", Delivery.ANSWERED),
         ("409", Delivery.ANSWERED),
-        ("delay:0.2", Delivery.ANSWERED),  # slow is no fault: only `hand_over_s` bounds it
+        ("delay:0.2", Delivery.ACCEPTED),  # slow is no fault: only `hand_over_s` bounds it
     ],
 )
 def test_what_became_of_it_is_said_as_far_as_the_connection_proves_it(
@@ -268,7 +273,7 @@ def test_a_200_proves_nothing_and_a_stuck_server_is_seen(family: Family, fault: 
         async with scene(family, tmp_path) as at:
             at.arriving()
             at.panel.script("success", *[fault] * 50)
-            assert await at.http.hand_over(at.server) is Delivery.ANSWERED
+            assert await at.http.hand_over(at.server) is Delivery.ACCEPTED
             assert at.daemon.calls_of("transfer")[0].status == 200 and at.panel.owner(at.server) == "a"
             assert await at.http.is_stuck(at.server) is True
             await at.http.power(at.server, PowerAction.START)
@@ -337,18 +342,74 @@ def test_the_token_has_every_claim_that_a_family_asks_for() -> None:
 
 
 def test_the_archive_is_valid_and_empty() -> None:
-    import gzip
-    import hashlib
-
-    for types_tar in (False, True):
-        archive, *checksums = hand_over_form(types_tar=types_tar)
-        content = archive[1][1]
-        assert isinstance(content, bytes) and gzip.decompress(content) == bytes(1024)
-        assert archive[0] == "archive" and archive[1][0] == "archive.tar.gz"
-        assert [(name, value[1]) for name, value in checksums] == [
-            ("checksum", hashlib.sha256(content).hexdigest()),
-            ("checksum_archive", hashlib.sha256(content).hexdigest()),
+    for form, types_tar in ((BackupForm.PELICAN, False), (BackupForm.CALAGOPUS, True)):
+        body = b"".join(hand_over_pieces(b"edge", form=form, types_tar=types_tar))
+        archive, *checksums = parts_of(body, "edge")
+        assert gzip.decompress(archive.content) == bytes(1024)
+        assert (archive.name, archive.file_name) == ("archive", "archive.tar.gz")
+        assert (archive.media_type == "application/x-tar") is types_tar
+        digest = hashlib.sha256(archive.content).hexdigest().encode()
+        assert [(part.name, part.content) for part in checksums] == [
+            ("checksum", digest),
+            ("checksum_archive", digest),
         ]
+
+
+@pytest.mark.parametrize("family", [Family.PELICAN, Family.CALAGOPUS])
+def test_files_go_along_and_are_filed_by_the_daemon(family: Family, tmp_path: Path) -> None:
+    """In pieces: more of them than one piece, and the daemon compares the checksums."""
+    content = bytes(range(256)) * 5000
+    path = tmp_path / "staged"
+    path.write_bytes(content)
+    name = f"{BACKUP}.tar.gz"
+    digest = hashlib.sha256(content).hexdigest()
+
+    async def scenario() -> None:
+        async with scene(family, tmp_path) as at:
+            carries = await at.http.carries()
+            assert carries.places == frozenset(FilePlace)
+            folder = at.server if FilePlace.BACKUPS in carries.folders else None
+            backup = ArrivedFile(FilePlace.BACKUPS, name, digest, BACKUP, is_carried=True, folder=folder)
+            log = ArrivedFile(FilePlace.INSTALL_LOGS, f"{at.server}.log", digest, is_carried=True)
+            at.arriving()
+            files = [CarriedFile(backup, path), CarriedFile(log, path)]
+            assert await at.http.hand_over(at.server, files) is Delivery.ACCEPTED
+            shelves = at.daemon.shelves
+            assert (shelves.backups / (folder or "") / name).read_bytes() == content
+            assert shelves.install_log(family, at.server).read_bytes() == content
+            assert at.panel.backups(at.server) == ([BACKUP] if family is Family.CALAGOPUS else [])
+
+    run(scenario)
+
+
+def test_pterodactyl_takes_none(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with scene(Family.PTERODACTYL, tmp_path) as at:
+            assert await at.http.carries() == Carries()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("family", [Family.PELICAN, Family.CALAGOPUS])
+@pytest.mark.parametrize("damage", ["other content", "gone"])
+def test_a_file_that_is_not_what_it_was_fails_the_hand_over(family: Family, damage: str, tmp_path: Path) -> None:
+    """The daemon proves the whole way; one that cannot be read cuts the connection, and nothing is known then."""
+
+    async def scenario() -> None:
+        async with scene(family, tmp_path) as at:
+            path = tmp_path / "staged"
+            if damage == "other content":
+                path.write_bytes(b"damaged")
+            digest = hashlib.sha256(b"a backup").hexdigest()
+            file = ArrivedFile(FilePlace.BACKUPS, f"{BACKUP}.tar.gz", digest, BACKUP, is_carried=True)
+            at.arriving()
+            expected = Delivery.ANSWERED if damage == "other content" else Delivery.UNANSWERED
+            assert await at.http.hand_over(at.server, [CarriedFile(file, path)]) is expected
+            assert at.panel.owner(at.server) == "a"
+            if family is Family.PELICAN:  # the other panel deletes at the destination when it is told of a failure
+                assert (at.volume / "level.dat").read_text() == "world"
+
+    run(scenario)
 
 
 # ---- deletion, and the mending of H3 --------------------------------------------------------------------------------
@@ -375,7 +436,7 @@ def test_a_server_is_forgotten_and_handed_over_again(family: Family, tmp_path: P
             await forgetting
             assert not at.volume.exists()
             aside.rename(at.volume)
-            assert await at.http.hand_over(at.server) is Delivery.ANSWERED
+            assert await at.http.hand_over(at.server) is Delivery.ACCEPTED
             assert at.panel.owner(at.server) == "b" and (at.volume / "level.dat").read_text() == "world"
             assert len(at.daemon.servers) == 1 and await at.http.is_stuck(at.server) is False
 

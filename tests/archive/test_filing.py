@@ -89,7 +89,7 @@ def test_files_of_the_directory_go_to_the_trash_by_name(home: Path) -> None:
     (home / "other.tar.gz").write_bytes(b"stays")
     filing = Filing(home, TRANSFER)
     for _ in range(2):
-        filing.trash(SERVER, "moved", 1000.0, [NAME, "never-there.tar.gz"])
+        filing.trash(SERVER, "moved", 1000.0, [home / NAME, home / "never-there.tar.gz"])
     assert visible(home) == {"other.tar.gz": b"stays"}
     (item,) = list_trash(home / ".sidecar-trash")
     assert (item.path / NAME).read_bytes() == CONTENT
@@ -103,9 +103,24 @@ def test_what_is_too_long_is_hashed_and_not_kept(home: Path) -> None:
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(HostFailed) as caught:
-        Filing(tmp_path / "missing", TRANSFER).receive(NAME, [CONTENT], most_bytes=1)
+        Filing(tmp_path / "missing" / "backups", TRANSFER).receive(NAME, [CONTENT], most_bytes=1)
     assert caught.value.code == "disk.failed"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_is_made_where_its_parent_is(tmp_path: Path) -> None:
+    filing = Filing(tmp_path / "install", TRANSFER)
+    filing.receive(NAME, [CONTENT], most_bytes=1 << 20)
+    assert filing.place(NAME, DIGEST) and (tmp_path / "install" / NAME).read_bytes() == CONTENT
+
+
+def test_in_a_folder_of_its_own(home: Path, filing: Filing) -> None:
+    assert not filing.has(NAME, DIGEST, SERVER)
+    for _ in range(2):
+        assert filing.place(NAME, DIGEST, SERVER) and filing.has(NAME, DIGEST, SERVER)
+    assert (home / SERVER / NAME).read_bytes() == CONTENT and not (home / NAME).exists()
+    (home / SERVER / NAME).write_bytes(b"else")
+    assert not filing.has(NAME, DIGEST, SERVER)
 
 
 def test_a_source_that_breaks_leaves_no_descriptor(home: Path) -> None:

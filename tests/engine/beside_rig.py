@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -30,10 +30,12 @@ from sidecar.demo.daemon import StandInDaemon
 from sidecar.demo.daemon_containers import FakeContainers
 from sidecar.demo.panel import PanelServer, StandInPanel
 from sidecar.demo.panel_documents import Family
+from sidecar.engine.cabinet import CARRYING_NAME
 from sidecar.engine.node import Node
 from sidecar.engine.services import Receiving, Sending, Services, Timings
 from sidecar.engine.volumes import Volumes
 from sidecar.journal.store import Journal
+from sidecar.ports import FilePlace
 from sidecar.views import TransferView
 from sidecar.wire.destination import DestinationPolicy
 from sidecar.wire.listener import ApiServer
@@ -67,6 +69,7 @@ class BesidePair:
         self.daemons = daemons
         self.rigs: dict[str, Rig] = {}
         self.world: dict[str, tuple[object, ...]] = {}
+        self.keeps_files = True
         self._stacks: dict[str, AsyncExitStack] = {}
 
     @property
@@ -90,7 +93,9 @@ class BesidePair:
     async def up(self, name: str) -> Rig:
         """Start a node, or start it again: what it wrote down is all that it knows."""
         stack = AsyncExitStack()
-        rig = await stack.enter_async_context(_beside_node(self.home / name, name, self.server, self.daemons[name]))
+        rig = await stack.enter_async_context(
+            _beside_node(self.home / name, name, self.server, self.daemons[name], self.keeps_files)
+        )
         self._stacks[name], self.rigs[name] = stack, rig
         self.panel.add_node(name, token_id=f"id-{name}", token=token_of(name), url=rig.url)
         return rig
@@ -106,9 +111,11 @@ class BesidePair:
         for name in list(self._stacks):
             await self.kill(name)
 
-    async def move(self, *, start: bool = True) -> None:
+    async def move(self, *, start: bool = True, backups: Sequence[str] = (), delete_backups: bool = False) -> None:
         """An administrator's click."""
-        await self.panel.start_transfer(SERVER, "b", start_on_completion=start)
+        await self.panel.start_transfer(
+            SERVER, "b", start_on_completion=start, backups=backups, delete_backups=delete_backups
+        )
 
     async def settled(self) -> tuple[TransferView, TransferView]:
         """Both ends, when both have ended and both slots are free."""
@@ -163,12 +170,17 @@ class BesidePair:
 
 @asynccontextmanager
 async def running_beside(
-    home: Path, family: Family = Family.PTERODACTYL, *, big_bytes: int = 50_000, daemon_retry_s: float = 0.0
+    home: Path,
+    family: Family = Family.PTERODACTYL,
+    *,
+    big_bytes: int = 50_000,
+    daemon_retry_s: float = 0.0,
+    keeps_files: bool = True,
 ) -> AsyncIterator[BesidePair]:
     """Panel, daemons and nodes on loopback; the server runs on a, by a's daemon.
 
     `daemon_retry_s`: how long a daemon repeats what the panel did not answer; 0: the Go daemons call once, Calagopus
-    ten times in a row.
+    ten times in a row. `keeps_files`: the nodes know where their daemons file backups and installation logs.
     """
     panel = StandInPanel(family=family, call_timeout_s=2.0)
     async with AsyncExitStack() as stack, PanelServer(panel) as server:
@@ -189,6 +201,7 @@ async def running_beside(
                 )
             )
         pair = BesidePair(home, server, daemons)
+        pair.keeps_files = keeps_files
         volume = home / "a" / "volumes" / SERVER
         panel.add_server(SERVER, "a")
         grow_world(volume, big_bytes=big_bytes)
@@ -210,8 +223,12 @@ async def running_beside(
 
 
 @asynccontextmanager
-async def _beside_node(home: Path, name: str, server: PanelServer, daemon: StandInDaemon) -> AsyncIterator[Rig]:
-    token, volumes = token_of(name), home / "volumes"
+async def _beside_node(
+    home: Path, name: str, server: PanelServer, daemon: StandInDaemon, keeps_files: bool
+) -> AsyncIterator[Rig]:
+    token, volumes, carrying = token_of(name), home / "volumes", home / "volumes" / CARRYING_NAME
+    logs = daemon.shelves.logs if daemon.family is Family.CALAGOPUS else daemon.shelves.logs / "install"
+    places = {FilePlace.BACKUPS: daemon.shelves.backups, FilePlace.INSTALL_LOGS: logs} if keeps_files else {}
     (home / "state").mkdir(exist_ok=True)
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(16))
@@ -244,14 +261,20 @@ async def _beside_node(home: Path, name: str, server: PanelServer, daemon: Stand
             panel=panel,
             daemon=http,
             journal=Journal(home / "state"),
-            volumes=Volumes(volumes, {}, retain_s=3600),
+            volumes=Volumes(volumes, {}, retain_s=3600, filed=[*places.values(), carrying]),
             policy=DestinationPolicy(["http://127.0.0.1:*"]),
             extract_limits=ExtractLimits(),
             executor=executor,
             spool=home / "state",
             timings=BESIDE,
-            sending=Sending(stall_timeout_s=5, connect_timeout_s=2, answer_timeout_s=20),
-            receiving=Receiving(stall_timeout_s=5, reserve_bytes=0, reserve_inodes=0),
+            sending=Sending(
+                stall_timeout_s=5,
+                connect_timeout_s=2,
+                answer_timeout_s=20,
+                backups=places.get(FilePlace.BACKUPS),
+                install_logs=places.get(FilePlace.INSTALL_LOGS),
+            ),
+            receiving=Receiving(stall_timeout_s=5, reserve_bytes=0, reserve_inodes=0, places=places, carrying=carrying),
         )
         node = Node(services, max_outgoing=4, max_incoming=4, refuse_deletion=False)
         rig = Rig(name, token, home, node, FakeRuntime(), services, 0)
@@ -291,3 +314,34 @@ async def soon(holds: Callable[[], Any], what: str = "it") -> None:
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise AssertionError(f"{what} did not come true") from None
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await scenario()
+
+    asyncio.run(bounded())
+
+
+async def has_arrived(pair: BesidePair, *, needs: bool = False, start: bool = True) -> None:
+    """Completed at both ends, once at the daemon, running; `needs`: a person must restart the daemon first."""
+    left, came = await pair.settled()
+    assert (left.status, came.status) == ("completed", "completed"), (left, came)
+    assert await pair.check() == "b"
+    if needs:
+        assert came.needs is not None and "restart the node daemon" in came.needs
+        assert came.reason == "daemon.restart_needed" and not await pair.is_running("b")
+    else:
+        assert came.needs is None and came.reason is None, came
+        start = start and pair.panel.family is not Family.CALAGOPUS  # whose request does not say it
+        server = pair.daemon.find(SERVER)
+        assert server is not None and (start or server.state == "offline")
+        await soon(lambda: not start or server.state == "running")
+
+
+async def handed_over(pair: BesidePair) -> None:
+    """The request is at the daemon: after the second look whether it knows the server."""
+    await pair.b.stage("handing_over")
+    await soon(lambda: len(pair.daemon.calls_of("server")) >= 2)
+    await asyncio.sleep(0.05)

@@ -104,7 +104,7 @@ class Rig:
         return sorted(root.glob("*/volume")) if root.is_dir() else []
 
     def staging(self) -> list[Path]:
-        return sorted(self.home.glob("*/.sidecar-staging/*"))
+        return sorted([*self.home.glob("*/.sidecar-staging/*"), *self.home.glob("*/*/.sidecar-staging/*")])
 
     def filed(self, place: FilePlace = FilePlace.BACKUPS) -> list[str]:
         """The names of what was filed there."""
@@ -155,7 +155,9 @@ async def running_node(
     receiving = receiving or Receiving(stall_timeout_s=5, reserve_bytes=0, reserve_inodes=0)
     sending = sending or Sending(stall_timeout_s=5, connect_timeout_s=2, answer_timeout_s=10)
     receiving = msgspec.structs.replace(receiving, places=places)
-    sending = msgspec.structs.replace(sending, backups=places.get(FilePlace.BACKUPS))
+    sending = msgspec.structs.replace(
+        sending, backups=places.get(FilePlace.BACKUPS), install_logs=places.get(FilePlace.INSTALL_LOGS)
+    )
     (home / "volumes").mkdir(parents=True, exist_ok=True)
     (home / "state").mkdir(exist_ok=True)
     runtime = runtime or FakeRuntime()

@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import pytest
 
+from sidecar.engine.backups import MAX_INSTALL_LOG_BYTES
 from sidecar.engine.contract import StartTransfer
 from sidecar.ports import Configuration, FilePlace, Verdict
 from tests.engine.pair import Pair, running_pair
@@ -266,6 +267,58 @@ def test_in_the_form_of_the_destinations_family(tmp_path: Path, form: str, probe
                 sent.find(needle, sent.find(order[3]) if number > 3 else 0) for number, needle in enumerate(order)
             ]
             assert -1 not in places and places == sorted(places)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("form", ["pelican", "calagopus"])
+@pytest.mark.parametrize("place", [f"{SERVER}.log", f"{SERVER}/install.log"])
+def test_the_install_log_goes_along_in_the_form_of_the_destinations_family(
+    tmp_path: Path, form: str, place: str
+) -> None:
+    """Behind the checksums, at most 16 MiB of it."""
+
+    async def scenario() -> None:
+        async def behave(upload: Received) -> None:
+            await upload.read_all()
+            await upload.answer("200 OK")
+
+        async with source(tmp_path) as a, stranger(behave) as other:
+            path = a.home / "install_logs" / place
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"installed\n" + b"." * MAX_INSTALL_LOG_BYTES)
+            url = f"{other.url}/api/transfers"
+            await a.node.start(request(url, transfer_token("x" * 32), form), caller=None, respond_async=False)
+            await a.stage("reporting_failure", "asking_owner", "settling", "ended", "confirming_departure")
+            sent = bytes(other.uploads[0].body)
+            head = {
+                "pelican": b'name="install_logs"; filename="install.log"\r\nContent-Type: application/octet-stream',
+                "calagopus": b'name="install-logs"; filename="install.log"\r\nContent-Type: text/plain',
+            }[form]
+            assert sent.count(b'; name="install') == 1
+            begin = sent.index(b"installed\n", sent.index(head + b"\r\n\r\n"))  # chunks lie between them
+            assert sent.index(b'name="checksum_archive"') < begin < sent.index(b'name="backup')
+            assert sent.rindex(b"....") - begin < MAX_INSTALL_LOG_BYTES + 4096
+
+    asyncio.run(scenario())
+
+
+def test_backups_and_log_between_two_of_ours_where_each_server_has_a_folder(tmp_path: Path) -> None:
+    """As Pelican keeps its backups, and Calagopus its logs."""
+
+    async def scenario() -> None:
+        async with source(tmp_path) as a, running_node(tmp_path / "b", "b", keeps_files=True) as b:
+            folder = a.home / "backups" / SERVER
+            folder.mkdir()
+            (a.home / "backups" / f"{BACKUP}.tar.gz").rename(folder / f"{BACKUP}.tar.gz")
+            (a.home / "install_logs" / SERVER).mkdir()
+            (a.home / "install_logs" / SERVER / "install.log").write_bytes(b"installed\n")
+            plain = request_to(b)
+            await a.node.start(request(plain.url, plain.token), caller=None, respond_async=False)
+            left, came = await a.settled(), await b.settled()
+            assert left.backups == came.backups == (BACKUP,)
+            assert (b.home / "backups" / f"{BACKUP}.tar.gz").read_bytes() == CONTENT
+            assert (b.home / "install_logs" / f"{SERVER}.log").read_bytes() == b"installed\n"
 
     asyncio.run(scenario())
 

@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from sidecar.demo.panel_documents import Family
-from tests.engine.beside_rig import BesidePair, running_beside, soon
+from tests.engine.beside_rig import handed_over, has_arrived, run, running_beside, soon
 from tests.engine.rig import SERVER, api, differences
 
 FAMILIES = pytest.mark.parametrize("family", list(Family))
 GO = pytest.mark.parametrize("family", [Family.PTERODACTYL, Family.PELICAN])
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(6):
-            await scenario()
-
-    asyncio.run(bounded())
-
-
-async def has_arrived(pair: BesidePair, *, needs: bool = False, start: bool = True) -> None:
-    """Completed at both ends, once at the daemon, running; `needs`: a person must restart the daemon first."""
-    left, came = await pair.settled()
-    assert (left.status, came.status) == ("completed", "completed"), (left, came)
-    assert await pair.check() == "b"
-    if needs:
-        assert came.needs is not None and "restart the node daemon" in came.needs
-        assert came.reason == "daemon.restart_needed" and not await pair.is_running("b")
-    else:
-        assert came.needs is None and came.reason is None, came
-        start = start and pair.panel.family is not Family.CALAGOPUS  # whose request does not say it
-        server = pair.daemon.find(SERVER)
-        assert server is not None and (start or server.state == "offline")
-        await soon(lambda: not start or server.state == "running")
-
-
-async def handed_over(pair: BesidePair) -> None:
-    """The request is at the daemon: after the second look whether it knows the server."""
-    await pair.b.stage("handing_over")
-    await soon(lambda: len(pair.daemon.calls_of("server")) >= 2)
-    await asyncio.sleep(0.05)
 
 
 # ---- a whole transfer ------------------------------------------------------------------------------------------------

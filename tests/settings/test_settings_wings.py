@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sidecar.errors import HostFailed
 from sidecar.settings import Owner, Settings, load
@@ -110,6 +111,8 @@ def test_pterodactyl(tmp_path: Path) -> None:
     assert settings.servers.volumes == Path("/var/lib/pterodactyl/volumes")
     assert settings.servers.owner == Owner(988, 987)
     assert settings.panel.url == "https://panel.example.com"
+    assert settings.servers.backups == Path("/var/lib/pterodactyl/backups")
+    assert settings.servers.install_logs == Path("/var/log/pterodactyl/install")
 
 
 def test_pelican(tmp_path: Path) -> None:
@@ -120,6 +123,8 @@ def test_pelican(tmp_path: Path) -> None:
     assert settings.servers.volumes == Path("/var/lib/pelican/volumes")
     assert settings.servers.owner == Owner(1000, 1000)
     assert settings.panel.url == "http://localhost:8000/"
+    assert settings.servers.backups == Path("/var/lib/pelican/backups")
+    assert settings.servers.install_logs == Path("/var/log/pelican/install")
 
 
 def test_calagopus(tmp_path: Path) -> None:
@@ -128,12 +133,44 @@ def test_calagopus(tmp_path: Path) -> None:
     assert settings.api.allowed_origins == ("*",)
     assert settings.servers.volumes == Path("/srv/volumes")
     assert settings.panel.url == "https://calagopus.example.com"
+    assert settings.servers.backups == Path("/var/lib/pterodactyl/backups")
+    assert settings.servers.install_logs == Path("/var/log/pterodactyl")  # <server>/install.log
 
 
 def test_a_file_as_the_panel_hands_it_out(tmp_path: Path) -> None:
     settings = load_wings(tmp_path, AS_DEPLOYED_BY_THE_PANEL)
     assert settings.servers.owner is None
     assert settings.servers.volumes == Path("/data")
+    assert settings.servers.backups is None  # nothing tells the family
+    assert settings.servers.install_logs is None
+
+
+@pytest.mark.parametrize(
+    ("text", "logs"),
+    [
+        (PTERODACTYL, "/srv/log/install"),
+        (PELICAN, "/srv/log/install"),
+        (CALAGOPUS, "/srv/log"),
+        (AS_DEPLOYED_BY_THE_PANEL, "/srv/log/install"),
+    ],
+)
+def test_where_backups_and_logs_lie_is_taken_from_the_file(text: str, logs: str, tmp_path: Path) -> None:
+    plain = yaml.safe_load(text)
+    plain["system"] |= {"backup_directory": "/srv/backups", "log_directory": "/srv/log/"}
+    settings = load_wings(tmp_path, yaml.safe_dump(plain))
+    assert settings.servers.backups == Path("/srv/backups")
+    assert settings.servers.install_logs == Path(logs)
+    own = load_wings(tmp_path, yaml.safe_dump(plain), "[servers]\nbackups = '/own'\ninstall_logs = ''\n")
+    assert own.servers.backups == Path("/own")  # the lowest of all sources
+    assert own.servers.install_logs is None
+
+
+def test_each_place_is_shown_with_its_source(tmp_path: Path) -> None:
+    (tmp_path / "config.yml").write_text(PELICAN)
+    origins = load(None, tmp_path / "config.yml", {}).origins
+    file = f"Wings file {tmp_path / 'config.yml'}"
+    assert origins["servers.backups"] == f"{file}, system.backup_directory: the default of that daemon"
+    assert origins["servers.install_logs"] == f"{file}, system.log_directory: the default of that daemon"
 
 
 def test_the_order_is_environment_own_file_wings_file_defaults(tmp_path: Path) -> None:
