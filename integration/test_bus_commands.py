@@ -29,10 +29,10 @@ SETTLE_S: Final = 30.0
 
 
 class Field:
-    """Two nodes, a broker, and somebody who commands them."""
+    """Nodes, a broker, and somebody who commands them."""
 
-    def __init__(self, nats_url: str, directory: Path, asker: Asker) -> None:
-        self.asker = asker
+    def __init__(self, nats_url: str, directory: Path, asker: Asker | None = None) -> None:
+        self._asker = asker
         self.nats_url = nats_url
         self._directory = directory
         self._sections: Mapping[str, Mapping[str, Any]] = {
@@ -42,6 +42,11 @@ class Field:
             "limits": {"reserve_bytes": 0},
         }
         self.nodes: list[Node] = []
+
+    @property
+    def asker(self) -> Asker:
+        assert self._asker is not None
+        return self._asker
 
     def node(self, name: str, directory: str | None = None) -> Node:
         port = free_port()
@@ -127,6 +132,24 @@ def test_a_server_moves_by_the_bus_alone(tmp_path: Path) -> None:
             answers = await asyncio.gather(*asking_still, return_exceptions=True)
             assert all(isinstance(answer, dict | nats.errors.NoRespondersError) for answer in answers), answers
             assert await a.exit_code() == 0
+
+    asyncio.run(scenario())
+
+
+def test_rest_serves_without_a_broker(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        node = Field(f"nats://127.0.0.1:{free_port()}", tmp_path).node("node-a")
+        try:
+            await node.start()
+            report = await readiness(node, 200, of="commands")
+            assert (report["status"], report["checks"]["commands"]["code"]) == ("degraded", "bus.down")
+            assert report["checks"]["fence"]["status"] == "ok"
+            assert (await node.ask("GET", "/api/transfers")).json() == []
+            node.terminate()
+            async with asyncio.timeout(SETTLE_S):
+                assert await node.exit_code() == 0
+        finally:
+            await node.stop()
 
     asyncio.run(scenario())
 

@@ -26,6 +26,7 @@ from sidecar.bus.settings import BusSettings
 from sidecar.bus.subjects import Subjects
 from sidecar.calls.auth import NodeAuth
 from sidecar.calls.command_auth import CommandAuth
+from sidecar.engine.contract import Transfers
 from sidecar.errors import Refused
 from tests.api.fake_transfers import SERVER, FakeTransfers
 from tests.api.tokens import NODE_TOKEN, signed
@@ -125,6 +126,7 @@ async def commanded(
     url: str,
     *,
     transfers: FakeTransfers | None = None,
+    engine: Transfers | None = None,
     is_required: bool = True,
     directory: str = "off",
     epoch: str = "epoch-1",
@@ -134,7 +136,8 @@ async def commanded(
     now: Callable[[], float] = time.time,
     **changes: object,
 ) -> AsyncIterator[Commanded]:
-    """Args: directory, off, verify or create; changes, of the broker's settings."""
+    """Args: engine, a real one in the place of the fake; directory, off, verify or create; changes, of the broker's
+    settings."""
     transfers = transfers or FakeTransfers()
     subjects = Subjects(NODE)
 
@@ -155,13 +158,13 @@ async def commanded(
             max_incoming=2,
             started_at=time.time(),
         ),
-        transfers=transfers,
+        transfers=engine or transfers,
         free_bytes=free_bytes,
         now=now,
     )
     auth = NodeAuth(NODE_TOKEN, require_scope=False, now=now)
     commands = Commands(
-        transfers=transfers,
+        transfers=engine or transfers,
         auth=CommandAuth(auth, node=NODE, is_required=is_required, now=now),
         subjects=subjects,
         entry=maker.entry,

@@ -24,6 +24,8 @@ from tests.api.node import in_loop, node
 from tests.api.tokens import NODE_TOKEN, bearer
 from tests.bus.broker import broker
 from tests.bus.command_rig import BODY, NODE, QUICK, asking, bus_settings, command_token, commanded
+from tests.engine.rig import SERVER as RIG_SERVER
+from tests.engine.rig import grow_world, request_to, running_node
 
 
 @in_loop
@@ -319,6 +321,35 @@ async def test_a_slow_command_keeps_no_other_waiting_and_their_number_is_bounded
             gate.set()
             assert {json.loads((await task).data)["transfer"] for task in starting} == {TRANSFER}
             assert await asker.code("start", BODY) == ""
+
+
+@in_loop
+async def test_a_server_that_is_slow_to_stop_holds_nobody_up(tmp_path: Path) -> None:
+    """A real engine behind the commands: accepted at once, ten times the same start is one, and it can be cancelled."""
+    with broker(tmp_path) as server:
+        await server.wait_listening()
+        async with running_node(tmp_path / "b", "b") as b, running_node(tmp_path / "a", "a") as a:
+            grow_world(a.volume())
+            a.runtime.add(RIG_SERVER, running=True)
+            a.runtime.slow_stop = asyncio.Event()
+            body = {
+                "url": f"{b.url}/api/transfers",
+                "token": request_to(b).token,
+                "server": {"uuid": RIG_SERVER},
+                "idempotency_key": "once",
+            }
+            async with commanded(server.url, engine=a.node) as commands, asking(server.url) as asker:
+                await commands.wait_ready()
+                answers = await asyncio.gather(*(asker.told("start", body) for _ in range(10)))
+                assert len({answer["transfer"] for answer in answers}) == 1
+                assert {answer["status"] for answer in answers} == {"pending"}
+                assert (await asker.told("status", {"server": RIG_SERVER}))["stage"] == "stopping"
+                assert await asker.code("start", {**body, "idempotency_key": "twice"}) == "transfer.exists"
+                assert (await asker.told("cancel", answers[0]))["transfer"] == answers[0]["transfer"]
+                a.runtime.slow_stop.set()
+                assert (await a.settled()).status is Status.CANCELLED
+                assert await asker.told("start", body) == answers[0]
+                assert RIG_SERVER in a.runtime.running
 
 
 @in_loop
