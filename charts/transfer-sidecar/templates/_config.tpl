@@ -38,7 +38,9 @@
 {{- end -}}
 {{- if eq .Values.bus.auth "creds" -}}{{- $_ := set $nats "creds" "/run/transfer-sidecar/bus/creds" -}}{{- end -}}
 {{- /* the server for trying things out is empty at first */ -}}
-{{- if and .Values.nats.enabled (not (dig "nats" "directory" "" .Values.config)) -}}{{- $_ := set $nats "directory" "create" -}}{{- end -}}
+{{- range $name := list "directory" "manage_stream" -}}
+{{- if and $.Values.nats.enabled (not (dig "nats" $name "" $.Values.config)) -}}{{- $_ := set $nats $name "create" -}}{{- end -}}
+{{- end -}}
 {{- $_ := set $own "nats" $nats -}}
 {{- end -}}
 {{- $given := dict -}}

@@ -35,14 +35,12 @@ stream and the bucket where they are missing. */ -}}
       "{{ .root }}.v1.event.{{ $id }}.>"
       "{{ .root }}.v1.command.{{ $id }}.self.>"
       "$KV.{{ $bucket }}.{{ $id }}"
-      "$JS.API.INFO"
-      {{- range $stream := list "TRANSFER_EVENTS" (printf "KV_%s" $bucket) }}
-      "$JS.API.STREAM.INFO.{{ $stream }}"
-      "$JS.API.STREAM.CREATE.{{ $stream }}"
-      "$JS.API.STREAM.MSG.GET.{{ $stream }}"
-      "$JS.API.DIRECT.GET.{{ $stream }}"
-      "$JS.API.DIRECT.GET.{{ $stream }}.>"
-      {{- end }}
+      "$JS.API.STREAM.INFO.*"
+      "$JS.API.STREAM.CREATE.TRANSFER_EVENTS"
+      "$JS.API.STREAM.CREATE.KV_{{ $bucket }}"
+      "$JS.API.STREAM.MSG.GET.KV_{{ $bucket }}"
+      "$JS.API.DIRECT.GET.KV_{{ $bucket }}.>"
+      "$JS.API.DIRECT.GET.TRANSFER_EVENTS.{{ .root }}.v1.event.{{ $id }}.>"
     ] }
     subscribe: { allow: [
       "{{ .root }}.v1.command.{{ $id }}.>"
