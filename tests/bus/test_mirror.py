@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from pathlib import Path
 
 import msgspec
+import nats
 import pytest
 from nats.js.api import DiscardPolicy
 
@@ -32,6 +34,7 @@ from tests.bus.event_rig import (
     stored,
     until,
 )
+from tests.bus.wire import wire_to
 
 
 async def code_of(m: Mirrored) -> str | None:
@@ -341,8 +344,6 @@ async def test_a_revoked_permission_is_told_and_loses_nothing(tmp_path: Path) ->
     with broker(tmp_path, granted, has_jetstream=True) as server:
         await server.wait_listening()
         server_url = server.url.replace("//", "//admin:p@")
-        import nats
-
         admin = await nats.connect(server_url)
         await make_stream(admin)
         async with mirroring(settings(server.url, user="a", password="p"), tmp_path, may_create=False) as m:
@@ -392,8 +393,6 @@ async def test_a_node_that_may_not_look_at_the_stream(tmp_path: Path) -> None:
         publish: ["transfer.v1.event.node-a.>"], subscribe: ["_INBOX.>"] } }, { user: "admin", password: "p" } ] }"""
     with broker(tmp_path, users, has_jetstream=True) as server:
         await server.wait_listening()
-        import nats
-
         admin = await nats.connect(server.url.replace("//", "//admin:p@"))
         await make_stream(admin)
         async with mirroring(settings(server.url, user="a", password="p"), tmp_path, may_create=False) as m:
@@ -402,6 +401,68 @@ async def test_a_node_that_may_not_look_at_the_stream(tmp_path: Path) -> None:
             assert numbers(await stored(admin)) == list(range(1, 11))
             assert await code_of(m) == "bus.stream_differs"
         await admin.close()
+
+
+@in_loop
+async def test_an_acknowledgement_that_is_lost(tmp_path: Path) -> None:
+    """The event is sent again, known by its id, and its place in the window is free."""
+    with broker(tmp_path, has_jetstream=True) as server:
+        await server.wait_listening()
+        lost = iter([True])
+
+        def loses(frame: bytes) -> bool:
+            return b'"seq":7' in frame and next(lost, False)
+
+        async with wire_to(server.port, loses) as wire, mirroring(settings(wire.url), tmp_path) as m:
+            m.take(*(numbered(n) for n in range(20)))
+            await m.until_sent()
+            assert wire.lost == 1
+            assert m.connection.connections == 1
+            async with looking(server) as client:
+                found = await stored(client)
+            assert len(found) == 20
+            assert numbers(found) == list(range(1, 21))
+
+
+@in_loop
+async def test_a_broker_that_is_to_end_asks_its_clients_to_leave(tmp_path: Path) -> None:
+    """Lame duck: until it has ended it takes events, and the next one gets the others."""
+    quick_end = "lame_duck_grace_period: 1s\nlame_duck_duration: 30s"
+    with broker(tmp_path, quick_end, has_jetstream=True) as server:
+        await server.wait_listening()
+        async with mirroring(settings(server.url), tmp_path) as m:
+            m.take(*(numbered(n) for n in range(10)))
+            await m.until_sent()
+            server.lame_duck()
+            count = 10
+            while not server.has_ended:
+                m.take(numbered(count))
+                count += 1
+                await asyncio.sleep(0.05)
+            server.start()
+            await m.until_sent()
+            async with looking(server) as client:
+                assert numbers(await stored(client)) == list(range(1, count + 1))
+
+
+@in_loop
+async def test_a_consumer_that_takes_nothing_delays_nobody(tmp_path: Path) -> None:
+    bounds = "write_deadline: 500ms\nmax_pending: 262144\nmax_payload: 65536"
+    with broker(tmp_path, bounds, has_jetstream=True) as server:
+        await server.wait_listening()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await reader.readline()
+        writer.write(b'CONNECT {"verbose":false}\r\nSUB transfer.v1.event.> 1\r\nPING\r\n')
+        while await reader.readline() != b"PONG\r\n":
+            pass
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        async with mirroring(settings(server.url), tmp_path, budget_bytes=1 << 26) as m:
+            m.take(*(log_event("x" * 10_000) for _ in range(1000)))
+            async with asyncio.timeout(10):
+                await m.until_sent()
+            assert m.connection.connections == 1
+        writer.transport.abort()
 
 
 @in_loop

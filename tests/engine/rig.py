@@ -22,6 +22,7 @@ from sidecar.api.websocket import SocketSettings
 from sidecar.archive.extract import ExtractLimits
 from sidecar.calls.auth import NodeAuth
 from sidecar.engine.contract import StartTransfer
+from sidecar.engine.hub import Ledger
 from sidecar.engine.node import Node
 from sidecar.engine.services import Receiving, Sending, Services, Timings
 from sidecar.engine.volumes import Volumes
@@ -146,6 +147,7 @@ async def running_node(
     refuse_deletion: bool = False,
     retain_s: float = 3600,
     keeps_files: bool = False,
+    ledger: Ledger | None = None,
 ) -> AsyncIterator[Rig]:
     """One node with its own home directory; leave the block for an orderly stop. `keeps_files`: backups and logs."""
     token = token_of(name)
@@ -177,6 +179,8 @@ async def running_node(
             sending=sending,
             receiving=receiving,
         )
+        if ledger is not None:
+            services.hub.attach(ledger)
         node = Node(services, max_outgoing=max_transfers, max_incoming=max_transfers, refuse_deletion=refuse_deletion)
         rig = Rig(name, token, home, node, runtime, services, 0)
         listening = asyncio.create_task(_listen(rig))
