@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from charts.tests.rendering import Rendered, env_of, mounts_of, render, volumes_
 from sidecar.demo.nats import end_process, find_nats_server
 from sidecar.demo.node import free_port
 from sidecar.settings.load import id_of_host
+from tests.bus.events import message as event
 
 LONG = "ip-10-0-0-1." + "a" * 40 + ".compute.internal"
 NODES = ["worker-1", "worker-2.example.com", LONG]
@@ -119,21 +121,30 @@ def test_a_stream_can_be_made_and_read(rendered: Rendered, tmp_path: Path) -> No
 
 
 async def _stream(rendered: Rendered, directory: Path) -> None:
+    told = event(node="worker-1", status="completed")
     async with broker(rendered, directory) as url:
         async with logged_in(url, rendered, "worker-1", "_INBOX_worker-1") as (client, complaints):
             jetstream = client.jetstream()
             await jetstream.add_stream(name="TRANSFER_EVENTS", subjects=["transfer.v1.event.>"])
-            kept = await jetstream.publish(f"transfer.v1.event.worker-1.outgoing.status.{SERVER}.t", b"kept")
+            kept = await jetstream.publish(*told)
             assert kept.seq == 1
             assert (await jetstream.stream_info("TRANSFER_EVENTS")).state.messages == 1
             assert complaints == []
         async with logged_in(url, rendered, "watch", "_INBOX_watch") as (watch, complaints):
             past = await watch.jetstream().pull_subscribe("transfer.v1.event.>", durable=None, stream="TRANSFER_EVENTS")
             (message,) = await past.fetch(1, timeout=PATIENCE_S)
-            assert message.data == b"kept"
+            assert message.data == told[1]
             await message.ack()
             await watch.flush()
             assert complaints == []
+        (directory / "password").write_text(passwords(rendered)["watch"])
+        command = ("-m", "sidecar", "watch", "--nats", url, "--user", "watch", "--once", "--json")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, "--password-file", directory / "password", stdout=asyncio.subprocess.PIPE
+        )
+        said, _ = await asyncio.wait_for(process.communicate(), PATIENCE_S * 3)
+        assert process.returncode == 0
+        assert json.loads(said)["status"] == "completed"
 
 
 @pytest.mark.parametrize("login", [{}, {"user": "worker-1", "pass": "wrong"}, {"user": "stranger", "pass": ""}])

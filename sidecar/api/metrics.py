@@ -5,8 +5,8 @@ while transfers run: a scrape looks at the roster and counts what has ended, or 
 scrape that comes later than `engine.node.HISTORY` ended transfers misses some, and after a restart everything starts
 from 0, as Prometheus expects of a counter.
 
-Labels take their values from fixed lists: roles, statuses, reason codes, names of checks. Servers, peers and transfers
-are no labels: they would make a new series each.
+Labels take their values from fixed lists: roles, statuses, reason codes, names of checks and of what they tell.
+Servers, peers and transfers are no labels: they would make a new series each.
 """
 
 from __future__ import annotations
@@ -105,6 +105,14 @@ def _node(is_ready: bool, report: Mapping[str, Any]) -> Iterable[Metric]:
     for name, check in report["checks"].items():
         checks.add_metric([name], float(check["status"] == "ok"))
     yield checks
+    facts = GaugeMetricFamily(
+        "transfer_sidecar_check_fact", "Numbers that checks of /readyz tell.", labels=["check", "fact"]
+    )
+    for name, check in report["checks"].items():
+        for fact, value in check.items():
+            if isinstance(value, (int, float)):
+                facts.add_metric([name, fact], float(value))
+    yield facts
 
 
 def _now(views: list[TransferView]) -> Iterable[Metric]:

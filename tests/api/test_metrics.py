@@ -130,7 +130,8 @@ async def test_labels_have_fixed_values() -> None:
 
 @in_loop
 async def test_the_checks_of_readiness() -> None:
-    async def well() -> None: ...
+    async def well() -> dict[str, object]:
+        return {"waiting": 12, "is_kept": True, "guarantee": "at least once"}
 
     async def broken() -> None:
         raise HostFailed("engine.unreachable", "x")
@@ -139,6 +140,8 @@ async def test_the_checks_of_readiness() -> None:
     async with node(readiness=Readiness(checks, clock=lambda: 0.0)) as n:
         told = await scrape(n)
     assert told["ready{}"] == 0
+    facts = {name: value for name, value in told.items() if name.startswith("check_fact")}
+    assert facts == {"check_fact{check=journal,fact=waiting}": 12, "check_fact{check=journal,fact=is_kept}": 1}
     assert [told[f"check_ok{{check={name}}}"] for name in ("journal", "containers", "bus")] == [1, 0, 0]
 
 
