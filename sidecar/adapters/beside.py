@@ -252,7 +252,7 @@ class BesideRuntime:
         holds it as transferring or does not know it; at its next start it asks the panel; `environment.failed`).
         """
         self._stopped.pop(server, None)
-        state = await self._daemon.state(server)
+        state = await self._state_soon(server)
         if state is None:
             raise HostFailed(
                 "daemon.restart_needed", f"the node daemon does not know server {server} yet: restart the daemon"
@@ -264,6 +264,17 @@ class BesideRuntime:
             )
         if start:
             await self._start(server)
+
+    async def _state_soon(self, server: str) -> DaemonState | None:
+        """Of a daemon that may just be restarting: asked again for as long as a start may take."""
+        deadline = asyncio.get_running_loop().time() + self._start_timeout_s
+        while True:
+            try:
+                return await self._daemon.state(server)
+            except HostFailed as error:
+                if error.code != "daemon.unreachable" or asyncio.get_running_loop().time() >= deadline:
+                    raise
+            await asyncio.sleep(self._poll_s)
 
     async def mounts_running(self, server: str) -> bool:
         """As `ports.Runtime.mounts_running`. Without an engine: whether the daemon runs the server."""

@@ -65,11 +65,11 @@ def mint_token(server: str, *, key: str, audience: str, now_s: int, valid_s: flo
     return _signed(key, audience, now_s, max(_MIN_VALID_S, int(valid_s)), sub=server, scope="transfer")
 
 
-def mint_socket_token(server: str, *, key: str, audience: str, now_s: int) -> str:
-    """For a console that may see the server's state and nothing else."""
+def mint_socket_token(server: str, *, key: str, audience: str, now_s: int, valid_s: int = _MIN_VALID_S) -> str:
+    """For a console that may see the server's state and nothing else; issued at `now_s`."""
     nobody = str(uuid.UUID(int=0))
     claims = {"user_uuid": nobody, "server_uuid": server, "permissions": ["websocket.connect"], "scope": "websocket"}
-    return _signed(key, audience, now_s, _MIN_VALID_S, **claims)
+    return _signed(key, audience, now_s, valid_s, **claims)
 
 
 def _signed(key: str, audience: str, now_s: int, valid_s: int, **claims: Any) -> str:

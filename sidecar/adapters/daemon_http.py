@@ -5,11 +5,6 @@ protected route tells them apart by the shape of the refusal and changes nothing
 for more than it is: a 404 counts as "unknown server" only in the words of a daemon, and what became of a hand-over is
 said only as far as the connection proves it (H1, H2).
 
-A deletion is the dangerous call. Every family answers it, and no longer knows the server, *before* its files are gone:
-the removal runs in the background, at Calagopus after the container's own removal. A volume that is moved back too
-early would be deleted. So an empty directory stands at the volume's place while the daemon deletes, and the deletion is
-over when that is gone; with anything else standing there nothing is asked for at all.
-
 Source: docs/PROTOCOL.md; read in the three daemons and tried against them.
 """
 
@@ -21,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -30,8 +26,9 @@ import httpx
 import msgspec
 
 from sidecar import __version__
+from sidecar.adapters.daemon_deletion import Deletions
 from sidecar.adapters.daemon_hand_over import hand_over_pieces, mint_token
-from sidecar.adapters.daemon_socket import sees_transferring
+from sidecar.adapters.daemon_socket import accepts_token, sees_transferring
 from sidecar.engine.backups import BackupForm
 from sidecar.errors import HostFailed
 from sidecar.ports import CarriedFile, Carries, Delivery, FilePlace
@@ -72,12 +69,21 @@ class _Server(msgspec.Struct, frozen=True):
     state: DaemonState
 
 
+class _Named(msgspec.Struct, frozen=True):
+    uuid: str
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    configuration: _Named
+
+
 class _Refusal(msgspec.Struct, frozen=True):
     error: str
     code: str | None = None  # a sidecar's
 
 
 _SERVER: Final = msgspec.json.Decoder(_Server)
+_LISTED: Final = msgspec.json.Decoder(list[_Listed])
 _REFUSAL: Final = msgspec.json.Decoder(_Refusal)
 _UNKNOWN_SERVER: Final = frozenset({"The requested resource does not exist on this instance.", "server not found"})
 
@@ -88,8 +94,8 @@ class HttpDaemon:
     Args: `url` its API on this machine; `token` the node's token, presented and signed with; `origin` the panel's URL,
     without which two families accept no WebSocket and `is_stuck` cannot see; `volume_path` where a server's files are:
     without it `forget` refuses; `hand_over_s` how long an answer to the hand-over is waited for; `forget_s` how long a
-    deletion may take; `stuck_s` how long the sign that a server is free may take, for which the daemon may have to
-    measure the volume.
+    deletion may take, `idle_s` how long one must have rested whose daemon was restarted; `stuck_s` how long the sign
+    that a server is free may take, for which the daemon may have to measure the volume.
 
     Memory: one answer at a time and call, at most 4 MiB.
     """
@@ -104,6 +110,7 @@ class HttpDaemon:
         call_timeout_s: float = 10.0,
         hand_over_s: float = HAND_OVER_S,
         forget_s: float = 120.0,
+        idle_s: float = 10.0,
         stuck_s: float = 10.0,
         poll_s: float = 0.25,
         now: Callable[[], float] = time.time,
@@ -114,12 +121,11 @@ class HttpDaemon:
         self._volume_path = volume_path
         self._call_timeout_s = call_timeout_s
         self._hand_over_s = hand_over_s
-        self._forget_s = forget_s
         self._stuck_s = stuck_s
-        self._poll_s = poll_s
         self._now = now
         self._kind: DaemonKind | None = None
-        self._deleting: set[str] = set()  # asked for, and not seen to be over
+        self.absences = 0  # how often nobody listened at its port
+        self._deletions = Deletions(self, forget_s=forget_s, idle_s=idle_s, poll_s=poll_s)
         self._client = self._new_client(call_timeout_s)
 
     def _new_client(self, timeout_s: float | None) -> httpx.AsyncClient:
@@ -293,41 +299,51 @@ class HttpDaemon:
         return Delivery.ACCEPTED if response.status_code == httpx.codes.OK else Delivery.ANSWERED
 
     async def forget(self, server: str) -> None:
-        """As `ports.Daemon.forget`; returns when the daemon's removal of files is over, too (see the module).
-
-        Raises HostFailed (`daemon.*`; `daemon.refused` also where something stands at the volume's place, and where
-        the daemon does not end: then an empty directory is left there, and the daemon may still delete what replaces
-        it). If cancelled: as where the daemon does not end.
-        """
+        """As `ports.Daemon.forget` and `daemon_deletion.Deletions.forget`."""
         if self._volume_path is None:
             raise HostFailed("daemon.refused", "without the volumes' directory no server is deleted at the daemon")
-        place = self._volume_path(server)
-        if await self.state(server) is not None:
-            await asyncio.to_thread(_stand_in, place, server)
-            status, _, body = await self._call("DELETE", f"/api/servers/{server}")
-            if not (200 <= status < 300 or status == httpx.codes.NOT_FOUND):
-                await asyncio.to_thread(_take_away, place)
-                raise self._refused("delete a server", status, body)
-            self._deleting.add(server)
-        # After a restart only the stand-in tells of a deletion that was asked for before.
-        if server in self._deleting or await asyncio.to_thread(_is_stand_in, place):
-            await self._wait_deleted(server, place)
-            self._deleting.discard(server)
+        await self._deletions.forget(server, self._volume_path(server))
 
-    async def _wait_deleted(self, server: str, place: Path) -> None:
-        try:
-            async with asyncio.timeout(self._forget_s):
-                while True:
-                    if await self.state(server) is None and not await asyncio.to_thread(place.exists):
-                        return
-                    await asyncio.sleep(self._poll_s)
-        except TimeoutError as error:
-            raise HostFailed(
-                "daemon.refused",
-                f"the node daemon did not finish deleting server {server} within {self._forget_s:g} s (where it was "
-                f"restarted meanwhile it never will: remove the empty directory {place})",
-                timeout_s=self._forget_s,
-            ) from error
+    async def knows_server(self, server: str) -> bool:
+        """As `state`."""
+        return await self.state(server) is not None
+
+    async def delete(self, server: str) -> int | HostFailed:
+        """As `daemon_deletion.Answers.delete`."""
+        status, _, body = await self._call("DELETE", f"/api/servers/{server}")
+        is_done = 200 <= status < 300 or status == httpx.codes.NOT_FOUND
+        return status if is_done else self._refused("delete a server", status, body)
+
+    async def was_started_after(self, time_s: float) -> bool:
+        """Whether it takes a console's token of now, and none of that time: they refuse what is older than they are.
+
+        It takes any other server of the daemon to ask, and the panel's address. Looking changes nothing.
+        """
+        issued_s = int(time_s) + 1
+        now_s = int(self._now())
+        if now_s <= issued_s or not self._origin:
+            return False
+        with suppress(HostFailed):
+            status, _, body = await self._call("GET", "/api/servers")
+            if status != httpx.codes.OK:
+                return False
+            try:
+                servers = _LISTED.decode(body)
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                return False
+            for listed in servers[:1]:
+                asked = partial(
+                    accepts_token,
+                    self.url,
+                    listed.configuration.uuid,
+                    key=self._token,
+                    origin=self._origin,
+                    now_s=now_s,
+                    wait_s=self._call_timeout_s,
+                    checks_certificate=self._checks_certificate,
+                )
+                return await asked(issued_s=now_s) is True and await asked(issued_s=issued_s) is False
+        return False
 
     async def is_stuck(self, server: str) -> bool | None:
         """As `ports.Daemon.is_stuck`. Ask only after the hand-over was answered.
@@ -384,6 +400,7 @@ class HttpDaemon:
             raise HostFailed("daemon.unreachable", message) from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             self._kind = None
+            self.absences += _was_refused(error)
             said = str(error) or type(error).__name__
             raise HostFailed("daemon.unreachable", f"the node daemon cannot be reached: {said}") from error
 
@@ -428,6 +445,17 @@ def _shown(body: bytes) -> str:
     return (_said(body) or body.decode("utf-8", "replace"))[:_MAX_SAID]
 
 
+def _was_refused(error: BaseException | None) -> bool:
+    """Whether nobody listened: this host's kernel said so, and not a lack of anything on our side."""
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError):
+            return True
+        if isinstance(error, BaseExceptionGroup) and any(_was_refused(one) for one in error.exceptions):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 async def _streamed(pieces: Iterator[bytes], went_on: Callable[[], None]) -> AsyncIterator[bytes]:
     """The pieces, each made in a thread, one at a time."""
     while True:
@@ -450,27 +478,3 @@ async def _read(response: httpx.Response) -> bytes:
         if len(body) > _MAX_ANSWER_BYTES:
             raise HostFailed("daemon.strange", f"the node daemon's answer is longer than {_MAX_ANSWER_BYTES} bytes")
     return bytes(body)
-
-
-def _stand_in(place: Path, server: str) -> None:
-    """Put an empty directory at a volume's place; one that is there from before will do."""
-    try:
-        place.mkdir(mode=0o700)
-    except FileExistsError:
-        if place.is_symlink() or not place.is_dir() or any(place.iterdir()):
-            raise HostFailed(
-                "daemon.refused", f"server {server} is not deleted at the node daemon: its files are at their place"
-            ) from None
-    except OSError as error:
-        raise HostFailed("disk.failed", f"the volume's place cannot be marked: {error.strerror}") from error
-
-
-def _is_stand_in(place: Path) -> bool:
-    with suppress(OSError):
-        return not place.is_symlink() and place.is_dir() and not any(place.iterdir())
-    return False
-
-
-def _take_away(place: Path) -> None:
-    with suppress(OSError):
-        place.rmdir()

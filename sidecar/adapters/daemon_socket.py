@@ -1,4 +1,4 @@
-"""Whether a Go daemon holds a server as transferring, seen through its console socket.
+"""What only a daemon's console socket shows: whether it holds a server as transferring, and since when it runs.
 
 Neither Pterodactyl nor Pelican shows it in its REST API, and power actions on such a server are accepted and do
 nothing. But the first thing a console is told after its authentication is `status`, and for a server that is offline
@@ -15,12 +15,14 @@ from typing import Final
 
 import msgspec
 from websockets.asyncio.client import connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from sidecar.adapters.daemon_hand_over import mint_socket_token
 from sidecar.errors import HostFailed
 
 _MAX_MESSAGE_BYTES: Final = 1024 * 1024
+_VALID_S: Final = 60
+_REFUSALS: Final = ("jwt error", "daemon error")
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -38,21 +40,10 @@ async def sees_transferring(
 
     Returns None where the socket does not say. Raises HostFailed (`daemon.unreachable`).
     """
-    address = f"ws{url.removeprefix('http')}/api/servers/{server}/ws"
     token = mint_socket_token(server, key=key, audience=url, now_s=now_s)
     state: str | None = None
     try:
-        async with (
-            asyncio.timeout(wait_s),
-            connect(
-                address,
-                origin=origin,  # type: ignore[arg-type]  # a NewType of str
-                proxy=None,
-                ssl=_tls(checks_certificate) if address.startswith("wss") else None,
-                max_size=_MAX_MESSAGE_BYTES,
-                close_timeout=1,
-            ) as socket,
-        ):
+        async with asyncio.timeout(wait_s), _console(url, server, origin, checks_certificate) as socket:
             await socket.send(msgspec.json.encode({"event": "auth", "args": [token]}).decode())
             async for raw in socket:
                 message = _MESSAGE.decode(raw)
@@ -62,7 +53,7 @@ async def sees_transferring(
                         return False
                 elif message.event == "stats":
                     return False
-                elif message.event in ("jwt error", "daemon error"):
+                elif message.event in _REFUSALS:
                     return None
     except TimeoutError:
         return True if state is not None else None
@@ -71,6 +62,52 @@ async def sees_transferring(
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return None
+
+
+async def accepts_token(
+    url: str,
+    server: str,
+    *,
+    key: str,
+    origin: str,
+    issued_s: int,
+    now_s: int,
+    wait_s: float,
+    checks_certificate: bool,
+) -> bool | None:
+    """Whether a console's token that was issued at `issued_s` is taken, for a server that the daemon knows.
+
+    Returns None where the socket does not say. Raises HostFailed (`daemon.unreachable`).
+    """
+    token = mint_socket_token(server, key=key, audience=url, now_s=issued_s, valid_s=now_s - issued_s + _VALID_S)
+    try:
+        async with asyncio.timeout(wait_s), _console(url, server, origin, checks_certificate) as socket:
+            await socket.send(msgspec.json.encode({"event": "auth", "args": [token]}).decode())
+            async for raw in socket:
+                event = _MESSAGE.decode(raw).event
+                if event == "auth success" or event in _REFUSALS:
+                    return event == "auth success"
+            return False  # one family closes
+    except TimeoutError:
+        return None
+    except ConnectionClosed:
+        return False
+    except (OSError, WebSocketException) as error:
+        raise HostFailed("daemon.unreachable", f"the node daemon's console socket failed: {error}") from error
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def _console(url: str, server: str, origin: str, checks_certificate: bool) -> connect:
+    address = f"ws{url.removeprefix('http')}/api/servers/{server}/ws"
+    return connect(
+        address,
+        origin=origin,  # type: ignore[arg-type]  # a NewType of str
+        proxy=None,
+        ssl=_tls(checks_certificate) if address.startswith("wss") else None,
+        max_size=_MAX_MESSAGE_BYTES,
+        close_timeout=1,
+    )
 
 
 def _tls(checks_certificate: bool) -> ssl.SSLContext:

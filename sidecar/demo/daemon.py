@@ -158,6 +158,11 @@ class StandInDaemon:
         await self._end_tasks()
         await self.containers.close()
 
+    async def die_with_its_work(self) -> None:
+        """The process ends at once, with whatever it had begun; nobody listens until `start`."""
+        await self._end_tasks()
+        await self.stop()
+
     async def restart(self) -> None:
         """The process is another one now: only what the panel lists is known."""
         await self._end_tasks()

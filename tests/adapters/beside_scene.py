@@ -22,8 +22,11 @@ LIMIT_S = 30
 class Scene:
     """A server of node `a` that may be on its way to node `b`, where the daemon is. Its name is new each time."""
 
-    def __init__(self, panel: StandInPanel, daemon: StandInDaemon, http: HttpDaemon, volumes: Path) -> None:
+    def __init__(
+        self, panel: StandInPanel, panel_url: str, daemon: StandInDaemon, http: HttpDaemon, volumes: Path
+    ) -> None:
         self.panel = panel
+        self.panel_url = panel_url
         self.daemon = daemon
         self.http = http
         self.volumes = volumes
@@ -93,7 +96,7 @@ async def scene(
             panel.add_node("b", token_id="idb", token=TOKEN, url=daemon.url)
             options = {"token": TOKEN, "origin": server.url, "stuck_s": 0.3, "poll_s": 0.01, "forget_s": 5, **http}
             async with HttpDaemon(daemon.url, volume_path=lambda name: volumes / name, **options) as adapter:
-                yield Scene(panel, daemon, adapter, volumes)
+                yield Scene(panel, server.url, daemon, adapter, volumes)
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:

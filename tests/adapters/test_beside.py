@@ -436,12 +436,14 @@ def test_a_daemon_in_trouble_is_never_taken_for_a_stopped_server(fault: str, cod
                 lambda: runtime.verify_stopped(server, running),
                 lambda: runtime.start(server, running),
                 lambda: runtime.prepare(server, None),
-                lambda: runtime.activate(server, None, start=True),
                 lambda: runtime.mounts_running(server),
             ]
             for call in calls:
                 node.at.daemon.script("server", fault)
                 assert await node.code(call()) == code
+            if code == "daemon.refused":
+                node.at.daemon.script("server", fault)
+                assert await node.code(runtime.activate(server, None, start=True)) == code
             node.at.daemon.script("system", fault)
             assert await node.code(runtime.check()) in (code, "daemon.strange")
 
@@ -514,6 +516,24 @@ def test_a_server_that_the_daemon_holds_waits_for_a_restart(family: Family, tmp_
             assert await node.code(node.runtime.activate(node.server, None, start=True)) == "daemon.restart_needed"
             await node.at.daemon.restart()
             await node.runtime.activate(node.server, None, start=True)
+            await node.at.until_state("running")
+
+    run(scenario)
+
+
+@FAMILIES
+def test_a_daemon_that_is_just_restarting_is_waited_for(family: Family, tmp_path: Path) -> None:
+    """The server is this node's already: giving up at once would leave it without its environment."""
+
+    async def scenario() -> None:
+        async with beside(family, tmp_path) as node:
+            node.at.arriving()
+            await node.at.http.hand_over(node.server)
+            await node.at.daemon.stop()
+            activating = asyncio.create_task(node.runtime.activate(node.server, None, start=True))
+            await until(lambda: node.at.http.absences >= 2)
+            await node.at.daemon.start()
+            await activating
             await node.at.until_state("running")
 
     run(scenario)

@@ -4,6 +4,8 @@ import asyncio
 import gzip
 import hashlib
 import socket
+import time
+import uuid
 from pathlib import Path
 
 import httpx
@@ -471,6 +473,116 @@ def test_a_deletion_that_does_not_end_is_said_and_taken_up_again(tmp_path: Path)
             at.daemon.release()
             await at.http.forget(at.server)
             assert not at.volume.exists() and len(at.daemon.calls_of("delete")) == 1
+
+    run(scenario)
+
+
+async def forgets(http: HttpDaemon, server: str) -> None:
+    """Asked again, as mending does, while the daemon is away."""
+    while True:
+        try:
+            await http.forget(server)
+            return
+        except HostFailed as error:
+            if error.code != "daemon.unreachable":
+                raise
+        await asyncio.sleep(0.01)
+
+
+@FAMILIES
+def test_a_daemon_restarted_in_the_middle_of_a_deletion_is_seen(family: Family, tmp_path: Path) -> None:
+    """It never takes it up again. The volume can come back, and nothing touches it."""
+
+    async def scenario() -> None:
+        async with scene(family, tmp_path, idle_s=0.2) as at:
+            at.arriving()
+            at.panel.script("success", "409")
+            await at.http.hand_over(at.server)
+            aside = tmp_path / "aside"
+            at.volume.rename(aside)
+            at.daemon.script("files", "hold")
+            forgetting = asyncio.create_task(forgets(at.http, at.server))
+            await until(lambda: len(at.daemon.calls_of("delete")) == 1)
+            await at.daemon.die_with_its_work()
+            await until(lambda: at.http.absences > 0)
+            assert at.volume.is_dir() and not forgetting.done()
+            await at.daemon.start()
+            await forgetting
+            assert not at.volume.exists()
+            aside.rename(at.volume)
+            assert await at.http.hand_over(at.server) is Delivery.ACCEPTED
+            assert at.panel.owner(at.server) == "b" and (at.volume / "level.dat").read_text() == "world"
+
+    run(scenario)
+
+
+@FAMILIES
+@pytest.mark.parametrize("knows_another", [True, False])
+def test_daemon_and_sidecar_restarted_in_the_middle_of_a_deletion(
+    family: Family, knows_another: bool, tmp_path: Path
+) -> None:
+    """The death was not seen. Another server's console tells that the daemon is younger than the deletion; without one
+    a person has to say so."""
+    other = str(uuid.uuid4())
+
+    async def scenario() -> None:
+        async with scene(family, tmp_path, idle_s=0.1, forget_s=0.6) as at:
+            if knows_another:
+                at.panel.add_server(other, "b")
+            at.arriving()
+            at.panel.script("success", "409")
+            await at.http.hand_over(at.server)
+            at.volume.rename(tmp_path / "aside")
+            at.daemon.script("files", "hold")
+            forgetting = asyncio.create_task(at.http.forget(at.server))
+            await until(lambda: len(at.daemon.calls_of("delete")) == 1)
+            forgetting.cancel()
+            await asyncio.wait([forgetting])
+            begun = at.volume.stat().st_ctime
+            await until(lambda: time.time() > int(begun) + 2)  # tokens count in seconds
+            async with HttpDaemon(
+                at.daemon.url,
+                token=TOKEN,
+                origin=at.panel_url,
+                volume_path=lambda name: at.volumes / name,
+                idle_s=0.1,
+                forget_s=0.6,
+                poll_s=0.01,
+            ) as later:
+                with pytest.raises(HostFailed):  # the same process may still delete
+                    await later.forget(at.server)
+                assert at.volume.is_dir()
+                await at.daemon.restart()
+                if knows_another:
+                    await later.forget(at.server)
+                    assert not at.volume.exists()
+                else:
+                    with pytest.raises(HostFailed, match="remove the empty directory"):
+                        await later.forget(at.server)
+                    assert at.volume.is_dir()
+
+    run(scenario)
+
+
+def test_only_an_empty_directory_is_taken_away(tmp_path: Path) -> None:
+    """Somebody has put files there since: they are nobody's to remove."""
+
+    async def scenario() -> None:
+        async with scene(Family.PELICAN, tmp_path, idle_s=0.05, forget_s=0.4) as at:
+            at.arriving()
+            at.panel.script("success", "409")
+            await at.http.hand_over(at.server)
+            at.volume.rename(tmp_path / "aside")
+            at.daemon.script("files", "hold")
+            forgetting = asyncio.create_task(forgets(at.http, at.server))
+            await until(lambda: len(at.daemon.calls_of("delete")) == 1)
+            await at.daemon.die_with_its_work()
+            (at.volume / "mine").write_text("x")
+            await until(lambda: at.http.absences > 0)
+            await at.daemon.start()
+            with pytest.raises(HostFailed):
+                await forgetting
+            assert (at.volume / "mine").read_text() == "x"
 
     run(scenario)
 
