@@ -39,6 +39,7 @@ from sidecar.bus.connection import BusConnection
 from sidecar.bus.events import BusEvent, NoEvent, read_event, root_of
 from sidecar.bus.settings import BusSettings
 from sidecar.bus.stream import DEFAULT_STREAM
+from sidecar.views import EventKind
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ _REQUEST_S: Final = 30.0  # one request for events waits so long at the broker
 _HEARTBEAT_S: Final = 5.0  # meanwhile it says that it still does
 _SILENCE_S: Final = 2.5 * _HEARTBEAT_S
 _API_S: Final = 2.0
+_FLUSH_S: Final = 5
 _AGAIN_S: Final = 2.0  # a stream that is missing may be made at any time
 _PULL_BYTES: Final = 4 * 1024 * 1024
 _BUS_ERRORS: Final = (nats.errors.Error, OSError, TimeoutError)
@@ -89,6 +91,7 @@ class Watch:
         self._last: tuple[int, datetime] | None = None  # number and time in the stream of the last event that arrived
         self._known: tuple[int, datetime] | None = None  # the same, until it arrives again first of all
         self._live_only = "" if stream else "no stream is asked for"
+        self._is_barred = False
         self.refused = 0
         """Messages so far that were no events."""
 
@@ -162,19 +165,12 @@ class Watch:
         if self._stream is None:
             await self._listen(client)
             return
-        inbox = self._inbox = await client.subscribe(f"{client.new_inbox()}.*", pending_msgs_limit=4 * BATCH)
-        try:
-            consumer: str | None = await self._make_consumer(client, self._stream)
-        except _BUS_ERRORS as error:
-            if not client.is_connected:
-                raise
-            self._live_only = _why(error, self._stream)
-            if not isinstance(error, nats.js.errors.NotFoundError):  # what is denied stays denied: do not ask again
-                await inbox.unsubscribe()
-                await self._listen(client)
-                return
-            consumer = None
-        self._following = asyncio.create_task(self._follow(client, inbox, self._stream, consumer), name="bus watch")
+        self._inbox = await client.subscribe(f"{client.new_inbox()}.*", pending_msgs_limit=4 * BATCH)
+        consumer = await self._try_consumer(client, self._stream)
+        live = [] if consumer else await self._listen(client)
+        if not self._is_barred:
+            following = self._follow(client, self._inbox, self._stream, consumer, live)
+            self._following = asyncio.create_task(following, name="bus watch")
 
     async def _end_following(self) -> None:
         if self._following is not None:
@@ -187,46 +183,60 @@ class Watch:
             self._inbox = None
 
     async def _listen(self, client: Client) -> list[Subscription]:
-        return [
-            await client.subscribe(subject, cb=self._take_live, pending_bytes_limit=4 * _PULL_BYTES)
-            for subject in self._subjects
-        ]
+        """Hear what happens; all of it, or, where the user may not, the statuses."""
+        denied = self._denied
+        live = [await self._subscribe(client, subject) for subject in self._subjects]
+        for _ in range(2):  # the first may be answered before the subscriptions are sent
+            await client.flush(timeout=_FLUSH_S)
+        if self._denied > denied:
+            live += [await self._subscribe(client, _statuses(subject)) for subject in self._subjects]
+            self._live_only += ", and statuses only"
+        return live
+
+    async def _subscribe(self, client: Client, subject: str) -> Subscription:
+        return await client.subscribe(subject, cb=self._take_live, pending_bytes_limit=4 * _PULL_BYTES)
+
+    @property
+    def _denied(self) -> int:
+        return int(self._connection.facts()["denied"])
 
     # from the stream
 
-    async def _follow(self, client: Client, inbox: Subscription, stream: str, consumer: str | None) -> None:
-        """Until cancelled, or the client is closed."""
-        try:
-            while not client.is_closed:
-                if consumer is None:
-                    consumer = await self._await_stream(client, stream)
-                self._live_only = ""
-                try:
-                    await self._pull(client, inbox, stream, consumer)
-                except (_ConsumerLost, TimeoutError) as lost:
-                    _log.info("bus watch: the consumer is lost: %s", lost)
-                    consumer = None
-        except (nats.errors.Error, OSError) as error:  # the connection's supervisor makes the next client
-            _log.debug("bus watch: %s", error)
+    async def _follow(
+        self, client: Client, inbox: Subscription, stream: str, consumer: str | None, live: list[Subscription]
+    ) -> None:
+        """Until cancelled, or the client is closed: the connection's supervisor makes the next one.
 
-    async def _await_stream(self, client: Client, stream: str) -> str:
-        """A consumer, as soon as there is a stream to have one on. Meanwhile what happens is heard directly."""
-        live: list[Subscription] = []
-        while True:
+        Args: consumer: a first one; live: what is listened to where there is none.
+        """
+        while not client.is_closed:
             try:
-                consumer = await self._make_consumer(client, stream)
-            except nats.errors.ConnectionClosedError:
+                if consumer is None:
+                    await asyncio.sleep(_AGAIN_S)  # what is missing may be made, what does not answer may recover
+                    live = live or await self._listen(client)
+                    consumer = await self._try_consumer(client, stream)
+                else:
+                    for subscription in live:
+                        await subscription.unsubscribe()
+                    live = []
+                    await self._pull(client, inbox, stream, consumer)
+            except (_ConsumerLost, *_BUS_ERRORS) as lost:
+                _log.info("bus watch: the consumer is lost: %s", lost)
+                consumer = None
+
+    async def _try_consumer(self, client: Client, stream: str) -> str | None:
+        """Its name; None where none is to be had, and `live_only` says why. Raises where the connection is gone."""
+        denied = self._denied
+        try:
+            name = await self._make_consumer(client, stream)
+        except _BUS_ERRORS as error:
+            if not client.is_connected:
                 raise
-            except _BUS_ERRORS as error:
-                if not live:
-                    live = await self._listen(client)
-                    await client.flush()
-                self._live_only = _why(error, stream)
-                await asyncio.sleep(_AGAIN_S)
-                continue
-            for subscription in live:
-                await subscription.unsubscribe()
-            return consumer
+            self._is_barred = self._denied > denied  # which stays so: no use in asking again
+            self._live_only = "this user may not follow the stream" if self._is_barred else _why(error, stream)
+            return None
+        self._is_barred, self._live_only = False, ""
+        return name
 
     async def _make_consumer(self, client: Client, stream: str) -> str:
         """Its name. Raises errors of the library."""
@@ -325,6 +335,12 @@ class Watch:
         )
 
 
+def _statuses(subject: str) -> str:
+    """A filter narrowed to statuses."""
+    words = subject.split(".")
+    return ".".join([*words[:-3], EventKind.STATUS.value, *words[-2:]])
+
+
 def _ends_request(status: Msg) -> bool:
     """Whether a status of the broker ends the request for events that waits there. Raises _ConsumerLost."""
     headers = status.headers or {}
@@ -344,7 +360,7 @@ def _why(error: Exception, stream: str) -> str:
         case nats.errors.NoRespondersError() | nats.js.errors.ServiceUnavailableError():
             return "the broker has no JetStream"
         case nats.errors.TimeoutError() | TimeoutError():
-            return "this user may not follow the stream"
+            return "JetStream does not answer"
         case nats.js.errors.APIError():
             return f"the broker refuses: {error.description}"
     return type(error).__name__

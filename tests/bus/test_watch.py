@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import nats
 import pytest
 from nats.aio.client import Client
 
@@ -20,8 +21,8 @@ from tests.bus.test_bus import settings, until
 
 
 @asynccontextmanager
-async def watching(url: str, *, resumes: bool = False) -> AsyncIterator[Watch]:
-    async with Watch(settings(url), event_filter(), stream=EVENT_STREAM, resumes=resumes) as watch:
+async def watching(url: str, *, resumes: bool = False, **changes: object) -> AsyncIterator[Watch]:
+    async with Watch(settings(url, **changes), event_filter(), stream=EVENT_STREAM, resumes=resumes) as watch:
         await watch.wait_connected()
         yield watch
 
@@ -156,17 +157,41 @@ async def test_without_jetstream_only_what_happens_is_heard(tmp_path: Path) -> N
             assert plain.live_only == "no stream is asked for"
 
 
+@pytest.mark.parametrize(
+    ("heard", "said", "kinds"),
+    [
+        ("transfer.v1.event.>", "this user may not follow the stream", ["logs", "status"]),
+        ("transfer.v1.event.*.*.status.>", "this user may not follow the stream, and statuses only", ["status"]),
+    ],
+)
 @in_loop
-async def test_a_user_who_may_only_listen(tmp_path: Path) -> None:
-    users = """authorization { users: [ { user: all, password: p }, { user: ears, password: p, permissions: {
-        publish: ["nothing"], subscribe: ["transfer.v1.event.>", "_INBOX.>"] } } ] }"""
+async def test_a_user_who_may_only_listen(tmp_path: Path, heard: str, said: str, kinds: list[str]) -> None:
+    users = f"""authorization {{ users: [ {{ user: all, password: p }}, {{ user: ears, password: p, permissions: {{
+        publish: ["nothing"], subscribe: ["{heard}", "_INBOX.>"] }} }} ] }}"""
     with broker(tmp_path, f'jetstream {{ store_dir: "{tmp_path}/jetstream" }}\n{users}') as server:
         await server.wait_listening()
-        async with Watch(
-            settings(server.url, user="ears", password="p", connect_s=5.0), event_filter(), stream=EVENT_STREAM
-        ) as watch:
+        ears = settings(server.url, user="ears", password="p", connect_s=10.0)
+        client = await nats.connect(server.url, user="all", password="p")
+        async with Watch(ears, event_filter(), stream=EVENT_STREAM) as watch:
             await watch.wait_connected()
-            assert watch.live_only == "this user may not follow the stream"
+            assert watch.live_only == said
+            await publish(client, message("logs", 1), message("status", 2))
+            assert [(await anext(watch)).kind.value for _ in kinds] == kinds
+        await client.close()
+
+
+@in_loop
+async def test_a_broker_that_answers_nothing_is_not_taken_for_one_that_refuses(tmp_path: Path) -> None:
+    async with streaming(tmp_path) as (server, client), watching(server.url, ping_s=0.2) as watch:
+        await publish(client, message(seq=1))
+        assert await seqs(watch, 1) == [1]
+        await client.close()
+        server.freeze()
+        await until(lambda: not watch.is_connected)  # seen by the pings of the connection
+        server.stop()
+        server.start()
+        assert await seqs(watch, 1) == [1]
+        assert not watch.live_only
 
 
 @in_loop
