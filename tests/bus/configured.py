@@ -59,6 +59,15 @@ class ConfiguredBroker:
             stderr=subprocess.DEVNULL,
         )
 
+    def use_tls(self, cert: Path, key: Path) -> None:
+        """Take the comment signs from the block `tls`; before the start."""
+        main = self.files / "nats-server.conf"
+        text = main.read_text("utf-8")
+        begin, end = text.index("# tls {"), text.index("# }", text.index("# tls {")) + len("# }")
+        block = re.sub("(?m)^# ", "", text[begin:end])
+        block = block.replace("/etc/nats/tls.crt", str(cert)).replace("/etc/nats/tls.key", str(key))
+        main.write_text(text[:begin] + block + text[end:], "utf-8")
+
     def reload(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGHUP)
@@ -71,8 +80,10 @@ class ConfiguredBroker:
 
 
 @asynccontextmanager
-async def configured(directory: Path) -> AsyncIterator[ConfiguredBroker]:
+async def configured(directory: Path, *, tls: tuple[Path, Path] | None = None) -> AsyncIterator[ConfiguredBroker]:
     server = ConfiguredBroker(directory)
+    if tls is not None:
+        server.use_tls(*tls)
     server.start()
     try:
         async with asyncio.timeout(20):

@@ -24,7 +24,7 @@ from sidecar.demo.node import DemoNode, free_port, run_node
 from tests.bus.command_rig import command_token
 from tests.bus.configured import FILES, PASSWORDS, ConfiguredBroker, Someone, configured, someone
 from tests.bus.events import SERVER, message
-from tests.bus.test_bus import settings, until
+from tests.bus.test_bus import certificate, settings, until
 from tests.watch.test_run import in_loop, once
 
 BUCKET: Final = "transfer_nodes"
@@ -291,6 +291,19 @@ async def until_ready(node: DemoNode) -> None:
     async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as http:
         while (await http.get(f"{node.url}/readyz")).json()["status"] != "ready":  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.05)
+
+
+@in_loop
+async def test_with_tls(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    async with configured(tmp_path, tls=(cert, key)) as server:
+        url = server.url.replace("nats://", "tls://")
+        panel = {"user": "panel", "password": PASSWORDS["panel"]}
+        async with BusConnection(settings(url, tls_ca=cert, connect_s=10.0, **panel)) as connection:
+            await connection.wait_connected()
+        async with BusConnection(settings(server.url, **panel)) as connection:  # in the clear
+            await until(lambda: bool(connection.last_error))
+            assert connection.connections == 0
 
 
 def add_node(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
