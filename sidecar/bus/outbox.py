@@ -139,7 +139,7 @@ class Outbox:
     def retake(self, statuses: Sequence[TransferEvent]) -> None:
         """The statuses of one transfer as the journal has them, oldest first: those that are not here yet are taken.
 
-        Of a transfer that is not known here at all only the newest is.
+        Of a transfer that an outbox before this one may have known only the newest is.
         """
         if statuses:
             self._put(tuple(statuses), EventKind.STATUS)
@@ -301,7 +301,7 @@ class Outbox:
                 known(transfer).seq += count
         rows: list[Row] = []
         for item in batch:
-            events = (item,) if isinstance(item, TransferEvent) else self._untold(item, known(item[0].transfer))
+            events = (item,) if isinstance(item, TransferEvent) else _untold(item, known(item[0].transfer), file.is_new)
             for event in events:
                 row = self._row(event, known(event.transfer), last + 1)
                 if row is not None:
@@ -313,14 +313,6 @@ class Outbox:
         self._dropped[EventKind.PROGRESS] += skipped[""]
         self._dropped[EventKind.LOGS] += skipped.total() - skipped[""]
         self._code, self._trouble = None, ""
-
-    def _untold(self, statuses: tuple[TransferEvent, ...], known: Known) -> Sequence[TransferEvent]:
-        """Which of the statuses of its journal a transfer's events lack."""
-        if known.decision:
-            return [event for event in statuses if event.decision > known.decision]
-        if not known.seq:
-            known.seq = statuses[-1].decision * UNKNOWN_SEQ
-        return statuses[-1:]
 
     def _row(self, event: TransferEvent, known: Known, number: int) -> Row | None:
         try:
@@ -474,3 +466,12 @@ class Outbox:
         if code != self._code:
             _log.error("outbox: %s: %s; transfers go on", self._path, words)
         self._code, self._trouble = code, words
+
+
+def _untold(statuses: tuple[TransferEvent, ...], known: Known, is_new: bool) -> Sequence[TransferEvent]:
+    """Which of the statuses of its journal a transfer's events lack. is_new: there may have been another outbox."""
+    if known.decision or not (is_new or known.seq):
+        return [event for event in statuses if event.decision > known.decision]
+    if not known.seq:
+        known.seq = statuses[-1].decision * UNKNOWN_SEQ
+    return statuses[-1:]

@@ -82,6 +82,7 @@ class OutboxFile:
         db = self._db
         version = db.execute("PRAGMA user_version").fetchone()[0]
         has_tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        self.is_new = not has_tables  # an earlier one may have been lost
         if has_tables and version != SCHEMA:
             raise OutboxDamaged(f"its version is {version}, not {SCHEMA}")
         if has_tables and (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":

@@ -93,6 +93,19 @@ async def test_a_transfer_that_is_not_known_is_told_as_it_is(tmp_path: Path) -> 
 
 
 @in_loop
+async def test_a_transfer_that_began_just_before_the_kill_is_told_whole(tmp_path: Path) -> None:
+    """The outbox is the same as before; it was killed before any of that transfer was in it."""
+    async with outbox(tmp_path) as box:
+        await box.wait_written()
+        await box.ask(lambda file: None)
+    async with outbox(tmp_path, epoch="e2") as box:
+        box.retake([status_event(1, Status.PENDING), status_event(4, Status.PROCESSING)])
+        found = await rows(box)
+        assert [body(row)["status"] for row in found] == ["pending", "processing"]
+        assert seqs(found) == [1, 2]
+
+
+@in_loop
 async def test_above_the_budget_progress_goes_first_then_logs_and_never_a_status(tmp_path: Path) -> None:
     async with outbox(tmp_path, budget_bytes=1 << 20) as box:
         for number in range(200):
