@@ -20,10 +20,15 @@ from sidecar.demo.world import make_world
 def test_a_whole_run_ends_with_its_tables_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench.main(["--size", "8", "--rounds", "1", "--small", "200", "--directory", str(tmp_path)]) == 0
+    assert (
+        bench.main(["--size", "8", "--rounds", "1", "--small", "200", "--events", "500", "--directory", str(tmp_path)])
+        == 0
+    )
     output = capsys.readouterr().out
     assert "A game world" in output
     assert "Many small files" in output
+    assert "Events per second" in output
+    assert "One world, and the bus" in output
     assert output.count("strangers' wire") >= 4  # in both tables and both rounds
     assert list(tmp_path.iterdir()) == []
 

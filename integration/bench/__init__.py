@@ -6,6 +6,7 @@ figures of different runs on a shared machine cannot be compared; ratios within 
     volumes   what is moved: a world (sidecar.demo.world), or many small files
     ours      two nodes as in production (`serve`), from the request to `completed` on both
     relay     stands before the destination and hides that it is one of ours: what strangers get
+    bus       events through the outbox, and moves with the bus off, on and down
     pipeline  tar, with and without gzip, through a socket: no checksum, no commit, nothing verified
     figures   what one move cost, and the median of several
 """

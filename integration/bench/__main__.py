@@ -19,12 +19,14 @@ from typing import Final
 
 from rich.console import Console
 
-from integration.bench import ours, report
+from integration.bench import bus, ours, report
+from integration.bench.bus import BusIs
 from integration.bench.figures import MIB, Move
 from integration.bench.ours import MoveFailed, Wire, destination_volume, source_volume
 from integration.bench.pipeline import PipelineFailed, missing_tools, run_pipeline
 from integration.bench.volumes import SMALL_FILE_BYTES, Place, make_small_files, place, trouble
 from sidecar.demo.compare import compare
+from sidecar.demo.nats import run_nats
 from sidecar.demo.node import NodeFailed
 from sidecar.demo.world import make_world
 
@@ -51,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missed = _world(console, options)
         if options.small:
             _small(console, options)
+        if options.events:
+            missed += _bus(console, options)
         return 1 if missed and options.check else 0
     except (MoveFailed, PipelineFailed, NodeFailed, CopyDiffers) as failed:
         console.print(str(failed), markup=False)
@@ -67,6 +71,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=1350, metavar="MB", help="of the world (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of each way, alternating (default: %(default)s)")
     parser.add_argument("--small", type=int, default=50_000, metavar="FILES", help="of 4 KiB; 0: none (%(default)s)")
+    parser.add_argument(
+        "--events",
+        type=int,
+        default=20_000,
+        help="through the outbox, and moves with the bus; 0: neither (%(default)s)",
+    )
     parser.add_argument("--gzip-level", type=int, default=1, help="of our source (default: %(default)s)")
     parser.add_argument(
         "--memory",
@@ -79,7 +89,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, help="work here instead of in memory or the temporary directory")
     parser.add_argument("--check", action="store_true", help="exit code 1 when a bar is missed")
     options = parser.parse_args(arguments)
-    if options.size < 1 or options.rounds < 1 or options.small < 0 or not 0 <= options.gzip_level <= 9:
+    if (
+        options.size < 1
+        or options.rounds < 1
+        or options.small < 0
+        or options.events < 0
+        or not 0 <= options.gzip_level <= 9
+    ):
         parser.error("sizes and rounds are 1 or more, a gzip level is 0 to 9")
     return options
 
@@ -117,6 +133,36 @@ def _small(console: Console, options: argparse.Namespace) -> None:
             moves[_TAR].append(_pipeline(where.directory, gzip=False))
             _progress(console, number, moves)
     console.print(report.table("Many small files", moves, _TAR, content_bytes, options.small))
+
+
+def _bus(console: Console, options: argparse.Namespace) -> list[str]:
+    with place(options.size * 1_000_000, options.directory) as where:
+        world = make_world(source_volume(where.directory), options.size)
+        _announce(console, f"The bus: {options.events:,} events, and the world with it off, on and down", where)
+        found = asyncio.run(bus.rates(where.directory / "events", options.events))
+        console.print(
+            f"Events per second: {found.written:,.0f} to disk without a broker, {found.flushed:,.0f} from there to a "
+            f"stream, {found.through:,.0f} all the way with a broker."
+        )
+        moves = asyncio.run(_bus_moves(console, options, where.directory, world.content_bytes))
+    console.print(report.table("One world, and the bus", moves, BusIs.OFF, world.content_bytes, world.files))
+    missed = report.apart(moves, BusIs.OFF, bus.MAX_APART)
+    console.print(f"The bar (within {bus.MAX_APART:.0%} of the time without a bus): {'; '.join(missed) or 'held'}.")
+    return missed
+
+
+async def _bus_moves(
+    console: Console, options: argparse.Namespace, directory: Path, content_bytes: int
+) -> dict[str, list[Move]]:
+    moves: dict[str, list[Move]] = {name: [] for name in BusIs}
+    (directory / "nats").mkdir()
+    async with run_nats(directory / "nats", jetstream=True) as broker:
+        for number in range(options.rounds):
+            for name in BusIs:
+                section = bus.bus_section(name, broker.url)
+                moves[name].append(await ours.move(directory, Wire.OURS, content_bytes, options.gzip_level, section))
+            _progress(console, number, moves)
+    return moves
 
 
 def _memory(console: Console, options: argparse.Namespace) -> int:

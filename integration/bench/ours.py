@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -53,8 +53,12 @@ def destination_volume(directory: Path) -> Path:
     return directory / "destination" / "volumes" / SERVER
 
 
-async def move(directory: Path, wire: Wire, content_bytes: int, gzip_level: int = 1) -> Move:
+async def move(
+    directory: Path, wire: Wire, content_bytes: int, gzip_level: int = 1, nats: Mapping[str, Any] | None = None
+) -> Move:
     """Move the volume at `source_volume(directory)`, which stays; a copy from before is removed first.
+
+    Args: nats, settings of both nodes for the bus.
 
     The time begins with the panel's request and ends when both nodes have completed, by their own clocks, which are
     this machine's.
@@ -63,7 +67,8 @@ async def move(directory: Path, wire: Wire, content_bytes: int, gzip_level: int 
     await asyncio.to_thread(_tidy, directory)
     async with contextlib.AsyncExitStack() as stack:
         source, destination = [
-            await stack.enter_async_context(_node(directory, name, gzip_level)) for name in ("source", "destination")
+            await stack.enter_async_context(_node(directory, name, gzip_level, nats or {}))
+            for name in ("source", "destination")
         ]
         url = destination.url
         if wire is Wire.STRANGERS:
@@ -129,8 +134,12 @@ def _tidy(directory: Path) -> None:
     (directory / "destination").mkdir()
 
 
-def _node(directory: Path, name: str, gzip_level: int) -> contextlib.AbstractAsyncContextManager[DemoNode]:
+def _node(
+    directory: Path, name: str, gzip_level: int, nats: Mapping[str, Any]
+) -> contextlib.AbstractAsyncContextManager[DemoNode]:
     sections: dict[str, dict[str, Any]] = {"containers": {"runtime": "none"}, "transfer": {"gzip_level": gzip_level}}
+    if nats:
+        sections["nats"] = dict(nats)
     return run_node(
         directory / name, name, sections, port=free_port(), token_id=f"{name}-token-id", token=_TOKENS[name]
     )

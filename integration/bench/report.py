@@ -51,6 +51,13 @@ def missed(strangers: Sequence[Move], pipeline: Sequence[Move], content_bytes: i
     return found + too_large(strangers)
 
 
+def apart(moves: Mapping[str, Sequence[Move]], beside: str, most: float) -> list[str]:
+    """Which way takes more time than the way `beside`, by more than `most` of it, a sentence each."""
+    reference = middle(moves[beside])
+    ratios = {name: middle(rounds).wall_s / reference.wall_s for name, rounds in moves.items()}
+    return [f"{name}: {ratio:.3f} of the time of {beside}" for name, ratio in ratios.items() if ratio > 1 + most]
+
+
 def too_large(moves: Sequence[Move]) -> list[str]:
     """Which end's peak is above `MAX_PEAK_BYTES`, a sentence each."""
     one = middle(moves)
