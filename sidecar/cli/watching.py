@@ -7,8 +7,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 from uuid import UUID
 
+import msgspec
 import typer
 
 from sidecar.bus.settings import BusSettings
@@ -17,6 +19,8 @@ from sidecar.errors import HostFailed
 from sidecar.settings import load_nats
 from sidecar.settings.values import NODE_ID_PATTERN
 from sidecar.watch.run import Wanted, WatchFailed, watch
+
+RETRY_S: Final = 2.0  # at most, between two attempts to connect: somebody looks on, and they are few
 
 
 def run(
@@ -38,6 +42,7 @@ def run(
         nats = load_nats(config, os.environ, options)
         inbox = f"_INBOX_{nats.user}" if re.fullmatch(r"[A-Za-z0-9_-]+", nats.user) else "_INBOX"
         settings = BusSettings.of(nats, name="transfer-sidecar watch", inbox_prefix=inbox)
+        settings = msgspec.structs.replace(settings, retry_max_s=RETRY_S)
         settings.connect_options()  # files that cannot be read
     except HostFailed as wrong:
         fail_settings(wrong)
