@@ -7,6 +7,7 @@ comes first, which the broker has to allow (`tls { handshake_first: auto }`), an
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 from typing import Any, Self
@@ -72,6 +73,12 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
             tls_cert=nats.tls_cert,
             tls_key=nats.tls_key,
         )
+
+    @classmethod
+    def of_user(cls, nats: Nats, *, name: str) -> Self:
+        """For a program that is no node: answers come on `_INBOX_<user>`, which is what its user may hear."""
+        is_token = re.fullmatch(r"[A-Za-z0-9_-]+", nats.user) is not None
+        return cls.of(nats, name=name, inbox_prefix=f"_INBOX_{nats.user}" if is_token else "_INBOX")
 
     def __repr__(self) -> str:
         return f"BusSettings(urls={self.shown_urls!r}, name={self.name!r})"

@@ -184,17 +184,23 @@ class Watch:
 
     async def _listen(self, client: Client) -> list[Subscription]:
         """Hear what happens; all of it, or, where the user may not, the statuses."""
-        denied = self._denied
-        live = [await self._subscribe(client, subject) for subject in self._subjects]
-        for _ in range(2):  # the first may be answered before the subscriptions are sent
-            await client.flush(timeout=_FLUSH_S)
-        if self._denied > denied:
-            live += [await self._subscribe(client, _statuses(subject)) for subject in self._subjects]
-            self._live_only += ", and statuses only"
+        live, is_denied = await self._subscribe(client, self._subjects)
+        if is_denied:
+            more, is_denied = await self._subscribe(client, [_statuses(subject) for subject in self._subjects])
+            live += more
+            self._live_only += ", and hears no events at all" if is_denied else ", and statuses only"
         return live
 
-    async def _subscribe(self, client: Client, subject: str) -> Subscription:
-        return await client.subscribe(subject, cb=self._take_live, pending_bytes_limit=4 * _PULL_BYTES)
+    async def _subscribe(self, client: Client, subjects: Sequence[str]) -> tuple[list[Subscription], bool]:
+        """The subscriptions, and whether the broker refuses any of them."""
+        denied = self._denied
+        made = [
+            await client.subscribe(subject, cb=self._take_live, pending_bytes_limit=4 * _PULL_BYTES)
+            for subject in subjects
+        ]
+        for _ in range(2):  # the first may be answered before the subscriptions are sent
+            await client.flush(timeout=_FLUSH_S)
+        return made, self._denied > denied
 
     @property
     def _denied(self) -> int:

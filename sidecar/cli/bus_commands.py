@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -216,8 +215,7 @@ def _on_the_bus(nats: str | None, config: Path | None, work: Callable[[Any], Awa
 
     try:
         section = load_nats(config, os.environ, {"url": (nats, "--nats")} if nats is not None else {})
-        inbox = f"_INBOX_{section.user}" if re.fullmatch(r"[A-Za-z0-9_-]+", section.user) else "_INBOX"
-        settings = BusSettings.of(section, name="transfer-sidecar", inbox_prefix=inbox)
+        settings = BusSettings.of_user(section, name="transfer-sidecar")
     except HostFailed as wrong:
         fail_settings(wrong)
 

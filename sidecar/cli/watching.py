@@ -40,8 +40,7 @@ def run(
             fail(f"{node!r} is not the id of a node", EXIT_USAGE)
     try:
         nats = load_nats(config, os.environ, options)
-        inbox = f"_INBOX_{nats.user}" if re.fullmatch(r"[A-Za-z0-9_-]+", nats.user) else "_INBOX"
-        settings = BusSettings.of(nats, name="transfer-sidecar watch", inbox_prefix=inbox)
+        settings = BusSettings.of_user(nats, name="transfer-sidecar watch")
         settings = msgspec.structs.replace(settings, retry_max_s=RETRY_S)
         settings.connect_options()  # files that cannot be read
     except HostFailed as wrong:

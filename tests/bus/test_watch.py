@@ -162,6 +162,7 @@ async def test_without_jetstream_only_what_happens_is_heard(tmp_path: Path) -> N
     [
         ("transfer.v1.event.>", "this user may not follow the stream", ["logs", "status"]),
         ("transfer.v1.event.*.*.status.>", "this user may not follow the stream, and statuses only", ["status"]),
+        ("nothing", "this user may not follow the stream, and hears no events at all", []),
     ],
 )
 @in_loop
