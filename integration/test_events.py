@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from integration.nodes import Node
 from integration.test_sigkill import Battlefield, battlefield
+from sidecar.demo.node import free_port
 from tests.bus.broker import Broker, broker
 from tests.bus.event_rig import ids, looking, make_stream, stored
 
@@ -108,5 +110,46 @@ def test_random_kills_of_nodes_and_broker(tmp_path: Path) -> None:
                 assert arrived
                 assert arrived <= both
                 print(f"{count} blows, {len(views['a'])} transfers, {len(events)} events")
+
+    asyncio.run(main())
+
+
+def test_a_node_without_its_broker_serves_and_ends(tmp_path: Path) -> None:
+    """REST waits for no broker, at the start, in between, and at the end."""
+
+    async def main() -> None:
+        port = free_port()
+        node = Node(
+            "node-a",
+            tmp_path / "a",
+            host="127.0.0.1",
+            port=port,
+            url=f"http://127.0.0.1:{port}",
+            sections={
+                "containers": {"runtime": "none"},
+                "nats": {"url": f"nats://127.0.0.1:{free_port()}"},
+                "limits": {"reserve_bytes": 0},
+                "transfer": {"allowed_destinations": ("http://127.0.0.1:*",)},
+            },
+        )
+        try:
+            await node.start()
+            server = "12345678-1234-4234-8234-123456789012"
+            (node.volume(server)).mkdir()
+            request = {"url": f"http://127.0.0.1:{free_port()}/api/transfers", "token": "Bearer x"}
+            answer = await node.ask("POST", f"/api/servers/{server}/transfer", json=request)
+            assert answer.status_code == 202
+            async with asyncio.timeout(PATIENCE_S):
+                while (await node.view(server))["status"] != "failed":  # noqa: ASYNC110 - another process
+                    await asyncio.sleep(0.05)
+            checks = (await node.ask("GET", "/readyz")).json()["checks"]
+            assert (checks["bus"]["status"], checks["bus"]["code"]) == ("degraded", "bus.down")
+            assert checks["events"]["waiting"] >= 3  # pending, processing, failed: they wait for it
+            began = time.monotonic()
+            node.terminate()
+            assert await node.exit_code() == 0
+            assert time.monotonic() - began < 15
+        finally:
+            await node.stop()
 
     asyncio.run(main())

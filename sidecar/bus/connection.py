@@ -31,6 +31,7 @@ from sidecar.errors import HostFailed
 _log = logging.getLogger(__name__)
 
 LOG_EVERY_S: Final = 30.0  # a broker that is down says the same thing at every attempt
+LASTING_S: Final = 5.0  # a broker that takes us in and throws us out at once is not tried without end
 _CLOSE_S: Final = 1.0  # a client that does not close by itself is cut
 _BUS_ERRORS: Final = (nats.errors.Error, OSError, TimeoutError, EOFError, ValueError)
 _MESSAGE_ERRORS: Final = (nats.errors.MaxPayloadError, nats.errors.BadSubjectError, nats.errors.BadHeaderError)
@@ -242,8 +243,10 @@ class BusConnection:
                 except _BUS_ERRORS as error:
                     self._note(error)
                 else:
-                    attempt = 0
+                    began = asyncio.get_running_loop().time()
                     await self._stay(link)
+                    if asyncio.get_running_loop().time() - began >= LASTING_S:
+                        attempt = 0
                 if not self._is_stopping.is_set():
                     await self._pause(attempt)
                     attempt += 1

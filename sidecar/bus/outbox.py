@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 MAX_QUEUED: Final = 4_096  # events that the disk has not taken yet
 MAX_QUEUED_STATUSES: Final = 16_384  # the disk has been away for very long: the newest of each transfer are left
+ROOM: Final = 256  # progress is dropped in such portions
 COMMIT_EVENTS: Final = 512  # at most so many at once, so that what is asked meanwhile is answered
 RETRY_S: Final = 1.0
 SWEEP_S: Final = 10.0
@@ -153,15 +154,13 @@ class Outbox:
             self._wake.notify()
 
     def _make_room(self) -> None:
+        """Once through the queue for many events: the event loop may be waiting for it."""
         for kind in _DROPPABLE:
-            if self._queued[kind]:
-                index, event = next(
-                    (i, e) for i, e in enumerate(self._queue) if isinstance(e, TransferEvent) and e.kind is kind
-                )
-                del self._queue[index]
-                self._queued[kind] -= 1
-                self._skipped[event.transfer if kind is EventKind.LOGS else ""] += 1
+            excess = len(self._queue) - MAX_QUEUED
+            if excess <= 0:
                 return
+            if self._queued[kind] > 0:
+                self._drop_queued(kind, max(excess, ROOM) if kind is EventKind.PROGRESS else excess)
         if len(self._queue) > MAX_QUEUED_STATUSES:
             newest: dict[str, TransferEvent | tuple[TransferEvent, ...]] = {}
             for item in self._queue:
@@ -170,6 +169,17 @@ class Outbox:
                 newest[transfer] = item
             self._queue = deque(newest.values())
             self._queued = Counter({EventKind.STATUS: len(self._queue)})
+
+    def _drop_queued(self, kind: EventKind, count: int) -> None:
+        kept: deque[TransferEvent | tuple[TransferEvent, ...]] = deque()
+        for item in self._queue:
+            if count and isinstance(item, TransferEvent) and item.kind is kind:
+                count -= 1
+                self._queued[kind] -= 1
+                self._skipped[item.transfer if kind is EventKind.LOGS else ""] += 1
+            else:
+                kept.append(item)
+        self._queue = kept
 
     # -- what the sender asks ------------------------------------------------------------------------------------------
     async def ask(self, question: Callable[[OutboxFile], T]) -> T:
@@ -274,8 +284,7 @@ class Outbox:
             if not is_written:
                 self._queue.extendleft(reversed(batch))
                 self._queued.update(e.kind if isinstance(e, TransferEvent) else EventKind.STATUS for e in batch)
-                while len(self._queue) > MAX_QUEUED and any(self._queued[kind] > 0 for kind in _DROPPABLE):
-                    self._make_room()
+                self._make_room()
                 self._wake.wait_for(lambda: self._is_closing or self._asked, RETRY_S)
             is_empty = not self._queue
         if batch and is_written:
