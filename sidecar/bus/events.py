@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from sidecar.lifecycle.statuses import Role, Status
+from sidecar.settings.values import NODE_ID_PATTERN
 from sidecar.views import EventKind, Progress
 
 MAX_BODY_BYTES: Final = 64 * 1024  # a node publishes none above it; larger ones are not looked at
@@ -20,7 +21,8 @@ _MAX_NUMBER: Final = 2**62
 _INFIX: Final = ".v1.event."
 _EVENTS: Final = frozenset(f"transfer.{kind.value}" for kind in EventKind)
 
-_Uuid = Annotated[str, Meta(min_length=36, max_length=36)]
+# A broker takes any byte but white space in a subject: its words are checked like the body's.
+_Uuid = Annotated[str, Meta(max_length=36, pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 _Word = Annotated[str, Meta(max_length=64)]
 _Number = Annotated[int, Meta(ge=0, lt=_MAX_NUMBER)]
 
@@ -32,7 +34,7 @@ class BusEvent(msgspec.Struct, frozen=True, kw_only=True):
     args: list[str]
     transfer: _Uuid
     server: _Uuid
-    node: Annotated[str, Meta(min_length=1, max_length=48)]
+    node: Annotated[str, Meta(max_length=48, pattern=NODE_ID_PATTERN)]
     role: Role
     direction: _Word
     status: Status

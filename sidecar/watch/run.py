@@ -11,6 +11,7 @@ above the table.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import signal
@@ -101,6 +102,8 @@ async def _interruptible(work: Coroutine[Any, Any, None]) -> int:
 
 
 async def _watch(settings: BusSettings, wanted: Wanted) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where the terminal has no arrows
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     events = Watch(settings, wanted.subjects(), stream=wanted.stream, resumes=wanted.as_json)
     output: _Output

@@ -191,6 +191,16 @@ async def test_without_a_stream_it_says_that_it_hears_the_present_only(tmp_path:
 
 
 @in_loop
+async def test_where_there_are_no_arrows(tmp_path: Path) -> None:
+    async with streaming(tmp_path) as (server, client):
+        await publish(client, *A_TRANSFER)
+        await until_kept(client, 5)
+        code, lines, complained = await once(server.url, PYTHONIOENCODING="ascii")
+        assert (code, complained) == (0, "")
+        assert lines[0].startswith(f"{SERVER}  node-a ? node-b  processing")
+
+
+@in_loop
 async def test_a_killed_one_leaves_nothing_at_the_broker(tmp_path: Path) -> None:
     async with streaming(tmp_path) as (server, client):
         await publish(client, message())
