@@ -482,3 +482,33 @@ async def test_the_end_of_the_program_waits_for_no_broker(tmp_path: Path) -> Non
             await m.until_sent()
             async with looking(server) as client:
                 assert numbers(await stored(client)) == list(range(1, 102))
+
+
+@pytest.mark.parametrize("what", ["in the way", "damaged"])
+def test_readiness_tells_of_an_outbox_that_cannot_be_used(tmp_path: Path, what: str) -> None:
+    directory = tmp_path / "state"
+    if what == "in the way":
+        directory.write_text("no directory")
+    else:
+        directory.mkdir()
+        (directory / "outbox.sqlite").write_bytes(b"no database" * 1000)
+
+    async def main() -> None:
+        with broker(tmp_path, has_jetstream=True) as server:
+            await server.wait_listening()
+            async with mirroring(settings(server.url), directory) as m:
+                if what == "damaged":
+                    m.take(numbered(1))
+                    await m.until_sent()
+                wanted = "bus.outbox_failed" if what == "in the way" else "bus.outbox_damaged"
+                async with asyncio.timeout(20):
+                    while await code_of(m) != wanted:  # noqa: ASYNC110 - a probe
+                        await asyncio.sleep(0.01)
+                with pytest.raises(HostFailed) as failed:
+                    await check_events(m.outbox, m.mirror)
+                if what == "damaged":
+                    assert (directory / str(failed.value.facts["put_aside"])).read_bytes().startswith(b"no database")
+                    async with looking(server) as client:
+                        assert numbers(await stored(client)) == [1]
+
+    asyncio.run(main())
