@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
@@ -25,6 +24,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
+from sidecar.bus.link import BusDenied, Link, abort, first, settled, until_broken
 from sidecar.bus.settings import BusSettings
 from sidecar.errors import HostFailed
 
@@ -53,20 +53,6 @@ class BusDown(Exception):
     """There is no working connection at the moment. Never leaves this package."""
 
 
-class BusDenied(Exception):
-    """The broker refuses that subject to this node. Never leaves this package."""
-
-
-class _Link:
-    """One client of the library, and whether anything is wrong with it. Its late callbacks concern it alone."""
-
-    def __init__(self) -> None:
-        self.client = Client()
-        self.is_broken = asyncio.Event()
-        self.denials: list[str] = []  # what the broker refused on it, in the broker's words; the last of them
-        self.is_denied = asyncio.Event()  # anything of that is new
-
-
 class BusConnection:
     """Args: settings; on_connected, as `each_connection` takes it."""
 
@@ -76,7 +62,7 @@ class BusConnection:
         self._on_connected: list[OnConnected] = []
         if on_connected is not None:
             self.each_connection(on_connected)
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._state = BusState.CONNECTING
         self._changed = asyncio.Condition()
         self._is_stopping = asyncio.Event()
@@ -178,7 +164,7 @@ class BusConnection:
         if link is None or not self.is_connected:
             raise BusDown("not connected")
         try:
-            return await _until_broken(work(link.client), link, within_s, subject)
+            return await until_broken(work(link.client), link, within_s, subject)
         except (*_ANSWERS, TimeoutError, BusDenied):
             raise
         except _MESSAGE_ERRORS as error:
@@ -218,7 +204,7 @@ class BusConnection:
         if link is None or not self.is_connected:
             raise BusDown("not connected")
         try:
-            if not await _first(_settled(link.client, within_s), link.is_broken.wait(), within_s):
+            if not await first(settled(link.client, within_s), link.is_broken.wait(), within_s):
                 raise nats.errors.ConnectionClosedError if link.is_broken.is_set() else nats.errors.TimeoutError
         except _BUS_ERRORS as error:
             self._suspect(link, error)
@@ -228,7 +214,7 @@ class BusConnection:
         """For readiness: the state, and how it got there."""
         return {"state": self.state.value, "connections": self._connections, "denied": self._denied}
 
-    def _suspect(self, link: _Link, error: Exception) -> None:
+    def _suspect(self, link: Link, error: Exception) -> None:
         if self._link is link:
             self._link = None  # nobody else may try it again
             self._note(error)
@@ -253,19 +239,19 @@ class BusConnection:
         finally:
             await self._set(BusState.CLOSED)
 
-    async def _connect(self) -> _Link:
+    async def _connect(self) -> Link:
         """One attempt, bounded, that leaves nothing behind where it fails."""
-        link = _Link()
+        link = Link()
         bound_s = self._settings.connect_s * (len(self._settings.urls) + 1)
         try:
-            if not await _first(self._attempt(link), self._is_stopping.wait(), bound_s):
+            if not await first(self._attempt(link), self._is_stopping.wait(), bound_s):
                 raise nats.errors.TimeoutError
         except BaseException:
             await self._discard(link.client)
             raise
         return link
 
-    async def _attempt(self, link: _Link) -> None:
+    async def _attempt(self, link: Link) -> None:
         async def on_lost() -> None:
             link.is_broken.set()
 
@@ -283,7 +269,7 @@ class BusConnection:
         if not client.is_connected:
             raise nats.errors.ConnectionClosedError
 
-    async def _stay(self, link: _Link) -> None:
+    async def _stay(self, link: Link) -> None:
         """Until this connection is lost, suspected or to be closed; then nothing of it is left."""
         self._link = link
         self._connections += 1
@@ -293,7 +279,7 @@ class BusConnection:
         await self._set(BusState.CONNECTED)
         _log.info("bus: connected to %s", self._settings.shown_urls)
         try:
-            await _first(link.is_broken.wait(), self._is_stopping.wait(), None)
+            await first(link.is_broken.wait(), self._is_stopping.wait(), None)
             if not link.is_broken.is_set():
                 await self._drain(link.client)
         finally:
@@ -315,7 +301,7 @@ class BusConnection:
 
     async def _discard(self, client: Client) -> None:
         """Close a client by force: it would wait for unsent bytes to be taken."""
-        _abort(client)
+        abort(client)
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await client.close()
@@ -337,7 +323,7 @@ class BusConnection:
             self._state = state
             self._changed.notify_all()
 
-    async def _on_error(self, link: _Link, error: Exception) -> None:
+    async def _on_error(self, link: Link, error: Exception) -> None:
         words = str(error).lower()
         if "permissions violation" in words:  # the library has no class for it; the broker drops it all
             self._denied += 1
@@ -365,74 +351,5 @@ async def check_bus(connection: BusConnection) -> dict[str, Any]:
     return connection.facts()
 
 
-async def _settled(client: Client, within_s: float) -> None:
-    """Round trips until one began with nothing left in the client."""
-    is_settled = False
-    while not is_settled:
-        is_settled = client.pending_data_size == 0
-        await client.flush(timeout=max(1, math.ceil(within_s)))
-        if not client.is_connected:  # a client that is closing reports a flush as done, at once
-            raise nats.errors.ConnectionClosedError
-        await asyncio.sleep(0)  # such a report gives no turn to the task that would write
-
-
-async def _first(
-    wanted: Coroutine[Any, Any, object], spoiler: Coroutine[Any, Any, object], within_s: float | None
-) -> bool:
-    """Whether `wanted` ended, before `spoiler` and in time. Raises what it raised. Leaves nothing running.
-
-    The library's own waits do not end when their connection does; this is how they are left.
-    """
-    first, second = asyncio.ensure_future(wanted), asyncio.ensure_future(spoiler)
-    try:
-        await asyncio.wait({first, second}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():
-            return False
-        first.result()
-        return True
-    finally:
-        for task in (first, second):
-            task.cancel()
-        await asyncio.gather(first, second, return_exceptions=True)
-
-
-async def _until_broken(wanted: Coroutine[Any, Any, T], link: _Link, within_s: float, subject: str) -> T:
-    """What `wanted` returns or raises; else BusDenied, ConnectionClosedError where the link broke, TimeoutError."""
-    running = asyncio.ensure_future(wanted)
-    breaking = asyncio.ensure_future(link.is_broken.wait())
-    denial = asyncio.ensure_future(_denied(link, subject.lower()))  # the broker's words are in lower case
-    try:
-        done, _ = await asyncio.wait({running, breaking, denial}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        if running in done:
-            return running.result()
-        if denial in done:
-            raise BusDenied(denial.result())
-        raise nats.errors.ConnectionClosedError if breaking in done else TimeoutError
-    finally:
-        for task in (running, breaking, denial):
-            task.cancel()
-        await asyncio.gather(running, breaking, denial, return_exceptions=True)
-
-
-async def _denied(link: _Link, subject: str) -> str:
-    """Return once the broker refuses what has `subject` in it; its words. Never, without a subject."""
-    link.denials.clear()
-    while True:
-        link.is_denied.clear()
-        found = next((words for words in link.denials if subject and subject in words), None)
-        if found is not None:
-            return found
-        await link.is_denied.wait()
-
-
 def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:300] if str(error) else type(error).__name__
-
-
-def _abort(client: Client) -> None:
-    """Cut a client's socket. The library has no call for it, and `close` waits for bytes that nobody will take."""
-    transport = getattr(client, "_transport", None)
-    for name in ("_io_writer", "_bare_io_writer"):
-        writer = getattr(transport, name, None)
-        if writer is not None:
-            writer.transport.abort()

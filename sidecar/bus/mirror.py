@@ -20,8 +20,9 @@ import msgspec
 from nats.aio.client import Client
 
 from sidecar.bus.acks import NO_STREAM, OTHER_STREAM, TOO_LARGE, Ack, Acks
-from sidecar.bus.connection import BusConnection, BusDenied, BusDown
+from sidecar.bus.connection import BusConnection, BusDown
 from sidecar.bus.event_message import event_id, headers_of, shortened
+from sidecar.bus.link import BusDenied
 from sidecar.bus.outbox import Outbox, OutboxAway
 from sidecar.bus.outbox_file import OutboxFile, Row
 from sidecar.bus.stream import EventStream, Held, NotTold, Opened

@@ -13,7 +13,7 @@ log lines in `seq` too, and is counted.
 A file that is damaged is put aside, never deleted; a new one begins, with the numbers as they were where this process
 knew them. A file that cannot be opened or written is tried again, for ever.
 
-Memory: `MAX_QUEUED` events of about 1 KiB, and the statuses of a disk that does not take them.
+Memory: `outbox_queue.py`, and what is being sent.
 """
 
 from __future__ import annotations
@@ -34,15 +34,13 @@ import msgspec
 
 from sidecar.bus.event_message import body_of
 from sidecar.bus.outbox_file import Known, OutboxDamaged, OutboxFile, Row
+from sidecar.bus.outbox_queue import DROPPABLE, PROGRESS, EventQueue, Item
 from sidecar.views import EventKind, TransferEvent
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MAX_QUEUED: Final = 4_096  # events that the disk has not taken yet
-MAX_QUEUED_STATUSES: Final = 16_384  # the disk has been away for very long: the newest of each transfer are left
-ROOM: Final = 256  # progress is dropped in such portions
 COMMIT_EVENTS: Final = 512  # at most so many at once, so that what is asked meanwhile is answered
 RETRY_S: Final = 1.0
 SWEEP_S: Final = 10.0
@@ -52,7 +50,6 @@ CLOSE_S: Final = 5.0  # a disk that hangs does not keep the program from ending
 UNKNOWN_SEQ: Final = 100_000
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _FULL: Final = sqlite3.SQLITE_FULL
-_DROPPABLE: Final = (EventKind.PROGRESS, EventKind.LOGS)
 
 
 class OutboxAway(Exception):
@@ -96,9 +93,7 @@ class Outbox:
         self._thread = threading.Thread(target=self._work, name="bus outbox", daemon=True)
         self._wake = threading.Condition()
         # below: shared by both, under `_wake`
-        self._queue: deque[TransferEvent | tuple[TransferEvent, ...]] = deque()
-        self._queued: Counter[EventKind] = Counter()
-        self._skipped: Counter[str] = Counter()  # log lines that were dropped here, by transfer; "": progress
+        self._queue = EventQueue()
         self._asked: deque[tuple[Callable[[OutboxFile], Any], asyncio.Future[Any]]] = deque()
         self._is_closing = False
         self._in_hand = 0
@@ -135,7 +130,7 @@ class Outbox:
     # -- what the engine tells -----------------------------------------------------------------------------------------
     def take(self, event: TransferEvent) -> None:
         """Remember one event. Never waits, never raises."""
-        self._put(event, event.kind)
+        self._put(event)
 
     def retake(self, statuses: Sequence[TransferEvent]) -> None:
         """The statuses of one transfer as the journal has them, oldest first: those that are not here yet are taken.
@@ -143,43 +138,12 @@ class Outbox:
         Of a transfer that an outbox before this one may have known only the newest is.
         """
         if statuses:
-            self._put(tuple(statuses), EventKind.STATUS)
+            self._put(tuple(statuses))
 
-    def _put(self, item: TransferEvent | tuple[TransferEvent, ...], kind: EventKind) -> None:
+    def _put(self, item: Item) -> None:
         with self._wake:
-            self._queue.append(item)
-            self._queued[kind] += 1
-            if len(self._queue) > MAX_QUEUED:
-                self._make_room()
+            self._queue.put(item)
             self._wake.notify()
-
-    def _make_room(self) -> None:
-        """Once through the queue for many events: the event loop may be waiting for it."""
-        for kind in _DROPPABLE:
-            excess = len(self._queue) - MAX_QUEUED
-            if excess <= 0:
-                return
-            if self._queued[kind] > 0:
-                self._drop_queued(kind, max(excess, ROOM) if kind is EventKind.PROGRESS else excess)
-        if len(self._queue) > MAX_QUEUED_STATUSES:
-            newest: dict[str, TransferEvent | tuple[TransferEvent, ...]] = {}
-            for item in self._queue:
-                transfer = (item if isinstance(item, TransferEvent) else item[-1]).transfer
-                newest.pop(transfer, None)
-                newest[transfer] = item
-            self._queue = deque(newest.values())
-            self._queued = Counter({EventKind.STATUS: len(self._queue)})
-
-    def _drop_queued(self, kind: EventKind, count: int) -> None:
-        kept: deque[TransferEvent | tuple[TransferEvent, ...]] = deque()
-        for item in self._queue:
-            if count and isinstance(item, TransferEvent) and item.kind is kind:
-                count -= 1
-                self._queued[kind] -= 1
-                self._skipped[item.transfer if kind is EventKind.LOGS else ""] += 1
-            else:
-                kept.append(item)
-        self._queue = kept
 
     # -- what the sender asks ------------------------------------------------------------------------------------------
     async def ask(self, question: Callable[[OutboxFile], T]) -> T:
@@ -232,8 +196,8 @@ class Outbox:
 
     def facts(self) -> OutboxFacts:
         with self._wake:
-            progress = self._skipped[""]
-            logs = self._skipped.total() - progress
+            progress = self._queue.skipped[PROGRESS]
+            logs = self._queue.skipped.total() - progress
         file = self._file
         return OutboxFacts(
             code=self._code,
@@ -270,9 +234,7 @@ class Outbox:
             if not self._queue and not self._asked and not self._is_closing:
                 self._wake.wait(SWEEP_S if self._file is not None else RETRY_S)
             asked, self._asked = self._asked, deque()
-            batch = [self._queue.popleft() for _ in range(min(COMMIT_EVENTS, len(self._queue)))]
-            self._queued.subtract(e.kind if isinstance(e, TransferEvent) else EventKind.STATUS for e in batch)
-            skipped, self._skipped = self._skipped, Counter()
+            batch, skipped = self._queue.take(COMMIT_EVENTS)
             self._in_hand = len(batch)
             is_closing = self._is_closing
         self._answer(asked)
@@ -280,11 +242,8 @@ class Outbox:
         with self._wake:
             self._in_hand = 0
             if not is_written or not batch:
-                self._skipped += skipped
+                self._queue.give_back(batch, skipped)
             if not is_written:
-                self._queue.extendleft(reversed(batch))
-                self._queued.update(e.kind if isinstance(e, TransferEvent) else EventKind.STATUS for e in batch)
-                self._make_room()
                 self._wake.wait_for(lambda: self._is_closing or self._asked, RETRY_S)
             is_empty = not self._queue
         if batch and is_written:
@@ -292,11 +251,9 @@ class Outbox:
             self._attempt(self._keep_budget)
         return is_closing and (is_empty or not is_written)
 
-    def _commit(
-        self, file: OutboxFile, batch: Sequence[TransferEvent | tuple[TransferEvent, ...]], skipped: Counter[str]
-    ) -> None:
+    def _commit(self, file: OutboxFile, batch: Sequence[Item], skipped: Counter[str]) -> None:
         """Number the events and write them, or change nothing. Raises sqlite3.Error."""
-        last = self._last + skipped[""]
+        last = self._last + skipped[PROGRESS]
         touched: dict[str, Known] = {}
 
         def known(transfer: str) -> Known:
@@ -319,8 +276,8 @@ class Outbox:
         file.append(rows, touched.items(), last)
         self._known.update(touched)
         self._last = last
-        self._dropped[EventKind.PROGRESS] += skipped[""]
-        self._dropped[EventKind.LOGS] += skipped.total() - skipped[""]
+        self._dropped[EventKind.PROGRESS] += skipped[PROGRESS]
+        self._dropped[EventKind.LOGS] += skipped.total() - skipped[PROGRESS]
         self._code, self._trouble = None, ""
 
     def _row(self, event: TransferEvent, known: Known, number: int) -> Row | None:
@@ -344,7 +301,7 @@ class Outbox:
         wanted = file.bytes - self._budget_bytes + self._budget_bytes // 16
         before = file.bytes
         file.drop_acked(file.acked)
-        for kind in _DROPPABLE:
+        for kind in DROPPABLE:
             if (left := wanted - (before - file.bytes)) > 0 and (count := file.drop_oldest(kind, left)):
                 self._dropped[kind] += count
                 _log.warning("outbox: above its budget; dropped %d %s events that were not sent", count, kind.value)

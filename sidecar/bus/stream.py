@@ -19,8 +19,9 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
-from sidecar.bus.connection import BusConnection, BusDenied
+from sidecar.bus.connection import BusConnection
 from sidecar.bus.event_message import read_id
+from sidecar.bus.link import BusDenied
 from sidecar.bus.subjects import Subjects
 
 DEFAULT_STREAM: Final = "TRANSFER_EVENTS"

@@ -1,4 +1,4 @@
-"""The mirror against a real broker that is away, restarts, freezes, refuses."""
+"""The connection to a real broker that is away, restarts, freezes, refuses."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import asyncio
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import nats
 import pytest
 
 from sidecar.bus.connection import BusConnection, BusDown, BusState, check_bus
-from sidecar.bus.settings import BusSettings
 from sidecar.bus.subjects import Subjects, event_filter
 from sidecar.errors import HostFailed
 from sidecar.lifecycle.statuses import Status
@@ -22,23 +19,7 @@ from sidecar.views import EventKind
 from tests.api.fake_transfers import status_event
 from tests.api.node import in_loop
 from tests.bus.broker import broker
-
-
-def settings(url: str, **changes: object) -> BusSettings:
-    quick: dict[str, object] = {
-        "urls": (url,),
-        "retry_min_s": 0.02,
-        "retry_max_s": 0.1,
-        "connect_s": 2.0,
-        "drain_s": 1.0,
-    }
-    return msgspec.convert({**quick, **changes}, BusSettings)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another process does to a connection of ours."""
-    while not condition():  # noqa: ASYNC110 - it has no event
-        await asyncio.sleep(0.001)
+from tests.bus.event_rig import settings, until
 
 
 @in_loop

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.bus.configured import PASSWORDS, configured, someone
+from tests.bus.event_rig import until
 from tests.bus.events import message, publish, streaming
-from tests.bus.test_bus import until
 from tests.bus.test_permissions import prepare
 from tests.watch.test_run import in_loop
 

@@ -11,8 +11,9 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from sidecar.bus.outbox import MAX_QUEUED, UNKNOWN_SEQ, Outbox
+from sidecar.bus.outbox import UNKNOWN_SEQ, Outbox
 from sidecar.bus.outbox_file import Row
+from sidecar.bus.outbox_queue import MAX_QUEUED, MAX_QUEUED_STATUSES, EventQueue
 from sidecar.lifecycle.statuses import Status
 from sidecar.views import EventKind, TransferEvent
 from tests.api.fake_transfers import TRANSFER, log_event, progress_event, status_event
@@ -306,3 +307,24 @@ def test_it_survives_being_ended_in_the_middle(tmp_path: Path) -> None:
             assert [row.number for row in await rows(box)] == list(range(1, 2001))
 
     asyncio.run(main())
+
+
+def test_statuses_of_a_disk_that_never_comes_back() -> None:
+    """Above the bound the newest of each transfer is left; nothing else is."""
+    queue = EventQueue()
+    for number in range(MAX_QUEUED_STATUSES + 1):
+        queue.put(msgspec.structs.replace(numbered(number % 7), decision=number))
+    batch, skipped = queue.take(100)
+    decisions = [item.decision for item in batch if isinstance(item, TransferEvent)]
+    assert decisions == list(range(MAX_QUEUED_STATUSES - 6, MAX_QUEUED_STATUSES + 1))
+    assert (len(queue), skipped.total()) == (0, 0)
+
+
+def test_what_is_given_back_comes_first_again() -> None:
+    queue = EventQueue()
+    for number in range(5):
+        queue.put(log_event(str(number)))
+    batch, skipped = queue.take(3)
+    queue.put(log_event("5"))
+    queue.give_back(batch, skipped)
+    assert [item.message for item in queue.take(9)[0] if isinstance(item, TransferEvent)] == list("012345")

@@ -23,8 +23,9 @@ from sidecar.bus.watch import EVENT_STREAM
 from sidecar.demo.node import DemoNode, free_port, run_node
 from tests.bus.command_rig import command_token
 from tests.bus.configured import FILES, PASSWORDS, ConfiguredBroker, Someone, configured, someone
+from tests.bus.event_rig import settings, until
 from tests.bus.events import SERVER, message
-from tests.bus.test_bus import certificate, settings, until
+from tests.bus.test_bus import certificate
 from tests.watch.test_run import in_loop, once
 
 BUCKET: Final = "transfer_nodes"

@@ -16,8 +16,8 @@ from sidecar.bus.watch import EVENT_STREAM, FORGOTTEN_AFTER_S, MAX_WAITING, Watc
 from sidecar.views import EventKind
 from tests.api.node import in_loop
 from tests.bus.broker import broker
+from tests.bus.event_rig import settings, until
 from tests.bus.events import SERVER, make_stream, message, publish, streaming, transfer_id
-from tests.bus.test_bus import settings, until
 
 
 @asynccontextmanager

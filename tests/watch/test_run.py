@@ -23,8 +23,8 @@ import psutil
 
 from sidecar.bus.watch import FORGOTTEN_AFTER_S
 from tests.bus.broker import broker
+from tests.bus.event_rig import until
 from tests.bus.events import SERVER, TRANSFER, message, publish, streaming, transfer_id
-from tests.bus.test_bus import until
 from tests.bus.test_watch import consumers, until_kept, until_no_consumer
 
 P = ParamSpec("P")
