@@ -17,7 +17,6 @@ deleted, because a permission to delete one's own consumer is one to delete ever
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import logging
@@ -66,6 +65,24 @@ class Heard(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class _Inbox:
+    """Where one client's requests are answered. The library's own waiting costs two tasks for each message."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self._arrived: asyncio.Queue[Msg] = asyncio.Queue()  # never more than what was asked for
+
+    async def put(self, message: Msg) -> None:
+        self._arrived.put_nowait(message)
+
+    async def get(self, within_s: float) -> Msg:
+        """The next message. Raises TimeoutError."""
+        if not self._arrived.empty():
+            return self._arrived.get_nowait()
+        async with asyncio.timeout(within_s):
+            return await self._arrived.get()
+
+
 class _ConsumerLost(Exception):
     """The broker no longer has our consumer, or its stream."""
 
@@ -87,7 +104,6 @@ class Watch:
         self._caught_up = asyncio.Event()
         self._connection = BusConnection(settings, on_connected=self._begin)
         self._following: asyncio.Task[None] | None = None
-        self._inbox: Subscription | None = None
         self._last: tuple[int, datetime] | None = None  # number and time in the stream of the last event that arrived
         self._known: tuple[int, datetime] | None = None  # the same, until it arrives again first of all
         self._live_only = "" if stream else "no stream is asked for"
@@ -165,11 +181,12 @@ class Watch:
         if self._stream is None:
             await self._listen(client)
             return
-        self._inbox = await client.subscribe(f"{client.new_inbox()}.*", pending_msgs_limit=4 * BATCH)
+        inbox = _Inbox(client.new_inbox() + ".")
+        await client.subscribe(inbox.prefix + "*", cb=inbox.put, pending_msgs_limit=4 * BATCH)
         consumer = await self._try_consumer(client, self._stream)
         live = [] if consumer else await self._listen(client)
         if not self._is_barred:
-            following = self._follow(client, self._inbox, self._stream, consumer, live)
+            following = self._follow(client, inbox, self._stream, consumer, live)
             self._following = asyncio.create_task(following, name="bus watch")
 
     async def _end_following(self) -> None:
@@ -177,10 +194,6 @@ class Watch:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
             self._following = None
-        if self._inbox is not None:  # what nobody reads any more would hold up the end of the connection
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await self._inbox.unsubscribe()
-            self._inbox = None
 
     async def _listen(self, client: Client) -> list[Subscription]:
         """Hear what happens; all of it, or, where the user may not, the statuses."""
@@ -209,7 +222,7 @@ class Watch:
     # from the stream
 
     async def _follow(
-        self, client: Client, inbox: Subscription, stream: str, consumer: str | None, live: list[Subscription]
+        self, client: Client, inbox: _Inbox, stream: str, consumer: str | None, live: list[Subscription]
     ) -> None:
         """Until cancelled, or the client is closed: the connection's supervisor makes the next one.
 
@@ -274,7 +287,7 @@ class Watch:
         )
         return await client.jetstream(timeout=_API_S).add_consumer(stream, config)
 
-    async def _pull(self, client: Client, inbox: Subscription, stream: str, consumer: str) -> None:
+    async def _pull(self, client: Client, inbox: _Inbox, stream: str, consumer: str) -> None:
         """Raises _ConsumerLost; TimeoutError for a broker that says nothing any more; errors of the library."""
         request = json.dumps(
             {
@@ -286,15 +299,16 @@ class Watch:
                 "idle_heartbeat": int(_HEARTBEAT_S * _NANOSECONDS),
             }
         ).encode()
-        prefix = inbox.subject.removesuffix("*")
         for number in itertools.count(1):
             await self._wait_room()
-            reply = f"{prefix}{number}"  # of its own: a request that is full may yet be told its end
+            reply = f"{inbox.prefix}{number}"  # of its own: a request that is full may yet be told its end
             await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", request, reply=reply)
             left = BATCH
             while left:
-                message = await inbox.next_msg(_SILENCE_S)
-                if not message.subject.startswith(prefix):  # the event's own; a header of a publisher is no status
+                message = await inbox.get(_SILENCE_S)
+                if not message.subject.startswith(
+                    inbox.prefix
+                ):  # the event's own; a header of a publisher is no status
                     if message.metadata.consumer == consumer:  # and not one that was given up
                         left -= 1
                         self._take_kept(message)
