@@ -131,9 +131,11 @@ class BesideRuntime:
             raise HostFailed("server.stop_failed", f"server {server} still runs after the node daemon's kill")
 
     async def _wait_down(self, server: str, container: str | None, timeout_s: float, *, repeats: bool = False) -> bool:
-        """Whether daemon and engine say so in time; both are asked at least once. `repeats` a stop that was lost.
+        """Whether daemon and engine say so in time; both are asked at least once.
 
-        Raises HostFailed (`server.started_outside`) where it was down already, unseen, and runs again.
+        `repeats` a stop that was lost, and sees one to its end that has to wait for a start: given up before, it would
+        end the server after that was taken for running again. Else raises HostFailed (`server.started_outside`) where
+        it was down already, unseen, and runs again.
         """
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
@@ -144,7 +146,8 @@ class BesideRuntime:
             if state in (None, DaemonState.OFFLINE) and seen.is_still:
                 return True
             is_new = container is not None and seen.is_running and seen.container != container
-            if is_new or (is_stopping and state in (DaemonState.STARTING, DaemonState.RUNNING)):
+            is_back = is_new or (is_stopping and state in (DaemonState.STARTING, DaemonState.RUNNING))
+            if is_back and not repeats:
                 raise HostFailed("server.started_outside", "the server was started by somebody else while it stopped")
             is_stopping = state is DaemonState.STOPPING
             if loop.time() >= deadline:

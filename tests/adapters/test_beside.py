@@ -301,6 +301,26 @@ def test_a_stop_and_a_start_wait_for_the_action_before_them(family: Family, tmp_
     run(scenario)
 
 
+@pytest.mark.docker
+def test_a_stop_that_meets_the_crash_handler_is_seen_to_its_end(docker_engine: TestEngine, tmp_path: Path) -> None:
+    """It waits behind the crash handler's start: refused before it has come, it would end the server after all."""
+
+    async def scenario() -> None:
+        async with beside(Family.PELICAN, tmp_path, docker_engine) as node:
+            observed = await node.running()
+            server = node.at.daemon.find(node.server)
+            assert server is not None
+            await asyncio.to_thread(node.container().kill)
+            await node.at.until_state("starting")
+            assert await node.code(node.runtime.stop(node.server, observed, HOW)) == "server.started_outside"
+            assert not node.is_running()
+            await node.runtime.start(node.server, observed)
+            await node.at.until_state("running")
+            assert not server.power.locked() and node.is_running()  # nothing is on its way any more
+
+    run(scenario)
+
+
 @FAMILIES
 def test_a_stop_that_a_daemon_lost_is_repeated(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calagopus drops one of a server that has no container yet, though it answers 202."""
