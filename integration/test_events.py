@@ -19,7 +19,7 @@ from sidecar.demo.node import free_port
 from tests.bus.broker import Broker, broker
 from tests.bus.event_rig import ids, looking, make_stream, stored
 
-KILLS_S = float(os.environ.get("SIDECAR_KILLS_S", "8"))
+KILLS_S = float(os.environ.get("SIDECAR_KILLS_S", "6"))
 FINAL = ("completed", "failed", "cancelled")
 PATIENCE_S = 60.0
 

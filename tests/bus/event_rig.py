@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 from uuid import UUID
 
 import msgspec
@@ -26,6 +27,8 @@ from sidecar.views import TransferEvent
 from tests.api.fake_transfers import status_event
 from tests.bus.broker import Broker
 
+P = ParamSpec("P")
+
 BUDGET_BYTES = 8 * 1024 * 1024
 
 
@@ -38,6 +41,20 @@ def settings(url: str, **changes: object) -> BusSettings:
         "drain_s": 1.0,
     }
     return msgspec.convert({**quick, **changes}, BusSettings)
+
+
+def patiently(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test in an event loop of its own, within 100 s: brokers start and stop, and the machine may be busy."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        async def bounded() -> None:
+            async with asyncio.timeout(100):
+                await test(*args, **kwargs)
+
+        asyncio.run(bounded())
+
+    return run
 
 
 async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:

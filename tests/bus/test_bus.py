@@ -17,12 +17,11 @@ from sidecar.errors import HostFailed
 from sidecar.lifecycle.statuses import Status
 from sidecar.views import EventKind
 from tests.api.fake_transfers import status_event
-from tests.api.node import in_loop
 from tests.bus.broker import broker
-from tests.bus.event_rig import settings, until
+from tests.bus.event_rig import patiently, settings, until
 
 
-@in_loop
+@patiently
 async def test_a_frozen_broker_is_noticed_and_delays_nobody(tmp_path: Path) -> None:
     with broker(tmp_path) as server:
         await server.wait_listening()
@@ -38,7 +37,7 @@ async def test_a_frozen_broker_is_noticed_and_delays_nobody(tmp_path: Path) -> N
         assert time.monotonic() - started < 5  # leaving does not wait for it
 
 
-@in_loop
+@patiently
 async def test_permissions_of_the_node(tmp_path: Path) -> None:
     permissions = """authorization { users: [ { user: "a", password: "p", permissions: {
         publish: ["transfer.v1.event.node-b.>"], subscribe: ["_INBOX.>"] } } ] }"""
@@ -68,7 +67,7 @@ def certificate(directory: Path) -> tuple[Path, Path]:
     return cert, key
 
 
-@in_loop
+@patiently
 async def test_tls(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     with broker(tmp_path, f'tls {{ cert_file: "{cert}", key_file: "{key}", handshake_first: true }}') as server:
@@ -82,7 +81,7 @@ async def test_tls(tmp_path: Path) -> None:
             assert not connection.is_connected
 
 
-@in_loop
+@patiently
 async def test_a_plaintext_broker_is_refused_where_tls_is_asked_for(tmp_path: Path) -> None:
     heard = bytearray()
 
@@ -102,7 +101,7 @@ async def test_a_plaintext_broker_is_refused_where_tls_is_asked_for(tmp_path: Pa
     assert b"CONNECT" not in heard
 
 
-@in_loop
+@patiently
 async def test_closing_sends_what_is_unsent(tmp_path: Path) -> None:
     with broker(tmp_path) as server:
         await server.wait_listening()
@@ -152,7 +151,7 @@ def test_filters_by_kind() -> None:
     assert event_filter(kind=EventKind.STATUS).split(".")[5] == "status"
 
 
-@in_loop
+@patiently
 async def test_several_may_use_each_connection(tmp_path: Path) -> None:
     told: list[str] = []
     with broker(tmp_path) as server:

@@ -21,7 +21,7 @@ from tests.bus.broker import Broker, broker
 from tests.bus.driver import Ledger, transfer_of
 from tests.bus.event_rig import ids, looking, numbers, stored
 
-KILLS_S = float(os.environ.get("SIDECAR_KILLS_S", "10"))
+KILLS_S = float(os.environ.get("SIDECAR_KILLS_S", "6"))
 LEAST = 3  # kills of each, however slow the machine is
 MOST = 10_000_000  # decisions; the driver is always killed before
 

@@ -16,9 +16,8 @@ import nkeys
 import pytest
 
 from sidecar.bus.connection import BusConnection, BusState
-from tests.api.node import in_loop
 from tests.bus.broker import broker
-from tests.bus.event_rig import settings, until
+from tests.bus.event_rig import patiently, settings, until
 
 
 def nkey(seed_of: str) -> tuple[str, str]:
@@ -40,7 +39,7 @@ def jwt(claims: dict[str, Any], seed: str) -> str:
     return f"{text}.{base64.urlsafe_b64encode(signature).decode().rstrip('=')}"
 
 
-@in_loop
+@patiently
 async def test_a_token(tmp_path: Path) -> None:
     with broker(tmp_path, 'authorization { token: "right" }') as server:
         await server.wait_listening()
@@ -50,7 +49,7 @@ async def test_a_token(tmp_path: Path) -> None:
             await until(lambda: "uthorization" in connection.last_error)
 
 
-@in_loop
+@patiently
 async def test_an_nkey(tmp_path: Path) -> None:
     seed, public = nkey("U")
     other, _ = nkey("U")
@@ -62,7 +61,7 @@ async def test_an_nkey(tmp_path: Path) -> None:
             await until(lambda: "uthorization" in connection.last_error)
 
 
-@in_loop
+@patiently
 async def test_credentials_and_a_jwt_that_expires(tmp_path: Path) -> None:
     """The client closes for good when the broker says that the JWT has expired; a renewed file is taken up."""
     operator, operator_key = nkey("O")
@@ -132,7 +131,7 @@ class Authority:
         subprocess.run(["openssl", *arguments], check=True, capture_output=True)
 
 
-@in_loop
+@patiently
 async def test_both_ends_prove_who_they_are(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "ca")
     (cert, key), (mine, my_key) = authority.issue("broker"), authority.issue("node")
@@ -150,7 +149,7 @@ async def test_both_ends_prove_who_they_are(tmp_path: Path) -> None:
             assert not connection.is_connected
 
 
-@in_loop
+@patiently
 async def test_a_real_broker_without_tls_hears_no_secret(tmp_path: Path) -> None:
     log = tmp_path / "broker.log"
     lines = f'trace: true\nlog_file: "{log}"\nauthorization {{ user: "u", password: "secret" }}'

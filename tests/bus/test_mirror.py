@@ -20,7 +20,6 @@ from sidecar.bus.watch import Watch
 from sidecar.errors import HostFailed
 from sidecar.lifecycle.statuses import Status
 from tests.api.fake_transfers import SERVER, TRANSFER, log_event, progress_event, status_event
-from tests.api.node import in_loop
 from tests.bus.broker import broker
 from tests.bus.event_rig import (
     Mirrored,
@@ -30,6 +29,7 @@ from tests.bus.event_rig import (
     mirroring,
     numbered,
     numbers,
+    patiently,
     settings,
     stored,
     until,
@@ -45,7 +45,7 @@ async def code_of(m: Mirrored) -> str | None:
     return None
 
 
-@in_loop
+@patiently
 async def test_events_arrive_in_order_with_their_headers(tmp_path: Path) -> None:
     with broker(tmp_path, has_jetstream=True) as server:
         await server.wait_listening()
@@ -92,7 +92,7 @@ async def test_events_arrive_in_order_with_their_headers(tmp_path: Path) -> None
             }
 
 
-@in_loop
+@patiently
 async def test_a_broker_that_comes_later_gets_everything(tmp_path: Path) -> None:
     with broker(tmp_path, is_up=False, has_jetstream=True) as server:
         async with mirroring(settings(server.url), tmp_path) as m:
@@ -109,7 +109,7 @@ async def test_a_broker_that_comes_later_gets_everything(tmp_path: Path) -> None
             assert (await check_bus(m.connection))["state"] == "connected"
 
 
-@in_loop
+@patiently
 async def test_a_broker_that_is_killed_again_and_again(tmp_path: Path) -> None:
     with broker(tmp_path, has_jetstream=True) as server:
         await server.wait_listening()
@@ -126,7 +126,7 @@ async def test_a_broker_that_is_killed_again_and_again(tmp_path: Path) -> None:
             assert numbers(found) == list(range(1, 2501))
 
 
-@in_loop
+@patiently
 async def test_an_outage_longer_than_the_duplicate_window(tmp_path: Path) -> None:
     """What was stored but never acknowledged is not sent again, though the broker has forgotten its id."""
     with broker(tmp_path, has_jetstream=True) as server:
@@ -151,7 +151,7 @@ async def test_an_outage_longer_than_the_duplicate_window(tmp_path: Path) -> Non
         assert ids(found) == [*(f"node-a-e1-{n}" for n in range(1, 41)), "node-a-e3-41"]
 
 
-@in_loop
+@patiently
 async def test_a_broker_that_lost_what_it_had_acknowledged(tmp_path: Path) -> None:
     """An acknowledgement is no fsync: here the broker comes back without its last messages."""
     with broker(tmp_path, has_jetstream=True) as server:
@@ -175,7 +175,7 @@ async def test_a_broker_that_lost_what_it_had_acknowledged(tmp_path: Path) -> No
                 assert info.state.messages in (61, 101)
 
 
-@in_loop
+@patiently
 async def test_a_stream_that_is_deleted_while_it_is_used(tmp_path: Path) -> None:
     with broker(tmp_path, has_jetstream=True) as server:
         await server.wait_listening()
@@ -198,7 +198,7 @@ async def test_a_stream_that_is_deleted_while_it_is_used(tmp_path: Path) -> None
             assert numbers(await stored(client)) == list(range(1, 21))  # what the old one had is sent to the new one
 
 
-@in_loop
+@patiently
 async def test_a_stream_that_is_replaced_at_once(tmp_path: Path) -> None:
     with broker(tmp_path, has_jetstream=True) as server:
         await server.wait_listening()
@@ -212,7 +212,7 @@ async def test_a_stream_that_is_replaced_at_once(tmp_path: Path) -> None:
             assert sorted(numbers(await stored(client))) == list(range(1, 12))
 
 
-@in_loop
+@patiently
 async def test_a_full_stream(tmp_path: Path) -> None:
     with broker(tmp_path, has_jetstream=True) as server:
         await server.wait_listening()
@@ -227,7 +227,7 @@ async def test_a_full_stream(tmp_path: Path) -> None:
                 assert numbers(await stored(client)) == list(range(25, 50))
 
 
-@in_loop
+@patiently
 async def test_without_jetstream_events_come_at_most_once(tmp_path: Path) -> None:
     with broker(tmp_path) as server:
         await server.wait_listening()
@@ -242,7 +242,7 @@ async def test_without_jetstream_events_come_at_most_once(tmp_path: Path) -> Non
             assert (await check_events(m.outbox, m.mirror))["guarantee"] == "at most once"
 
 
-@in_loop
+@patiently
 async def test_jetstream_may_be_declined(tmp_path: Path) -> None:
     with broker(tmp_path, has_jetstream=True) as server:
         await server.wait_listening()
@@ -252,7 +252,7 @@ async def test_jetstream_may_be_declined(tmp_path: Path) -> None:
             assert (await check_events(m.outbox, m.mirror))["guarantee"] == "at most once"
 
 
-@in_loop
+@patiently
 async def test_jetstream_that_is_gone_is_not_taken_for_none(tmp_path: Path) -> None:
     """A broker without JetStream where there was one: events are held, not thrown at whoever listens."""
     with broker(tmp_path, has_jetstream=True) as server:
@@ -274,7 +274,7 @@ async def test_jetstream_that_is_gone_is_not_taken_for_none(tmp_path: Path) -> N
                 assert numbers(await stored(client)) == [1, 2]
 
 
-@in_loop
+@patiently
 async def test_events_that_no_broker_takes_stop_nothing(tmp_path: Path) -> None:
     with broker(tmp_path, "max_payload: 1000", has_jetstream=True) as server:
         await server.wait_listening()
@@ -295,7 +295,7 @@ async def test_events_that_no_broker_takes_stop_nothing(tmp_path: Path) -> None:
             assert m.mirror.facts().undeliverable == 1
 
 
-@in_loop
+@patiently
 async def test_a_stream_with_a_bound_of_its_own(tmp_path: Path) -> None:
     with broker(tmp_path, has_jetstream=True) as server:
         await server.wait_listening()
@@ -334,7 +334,7 @@ def test_a_frozen_broker_delays_nobody(tmp_path: Path, has_unsent_bytes: bool) -
     asyncio.run(main())
 
 
-@in_loop
+@patiently
 async def test_a_revoked_permission_is_told_and_loses_nothing(tmp_path: Path) -> None:
     api = '"$JS.API.STREAM.INFO.*", "$JS.API.DIRECT.GET.*.transfer.v1.event.node-a.>"'
     users = """authorization {{ users: [
@@ -367,7 +367,7 @@ async def test_a_revoked_permission_is_told_and_loses_nothing(tmp_path: Path) ->
         await admin.close()
 
 
-@in_loop
+@patiently
 async def test_a_password_that_is_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The client library closes for good; the supervisor goes on, and readiness says what is wrong."""
     caplog.set_level(logging.DEBUG, "sidecar")
@@ -387,7 +387,7 @@ async def test_a_password_that_is_changed(tmp_path: Path, caplog: pytest.LogCapt
     assert sum("uthorization" in record.getMessage() for record in caplog.records) <= 3  # not one per attempt
 
 
-@in_loop
+@patiently
 async def test_a_node_that_may_not_look_at_the_stream(tmp_path: Path) -> None:
     users = """authorization { users: [ { user: "a", password: "p", permissions: {
         publish: ["transfer.v1.event.node-a.>"], subscribe: ["_INBOX.>"] } }, { user: "admin", password: "p" } ] }"""
@@ -403,7 +403,7 @@ async def test_a_node_that_may_not_look_at_the_stream(tmp_path: Path) -> None:
         await admin.close()
 
 
-@in_loop
+@patiently
 async def test_an_acknowledgement_that_is_lost(tmp_path: Path) -> None:
     """The event is sent again, known by its id, and its place in the window is free."""
     with broker(tmp_path, has_jetstream=True) as server:
@@ -424,7 +424,7 @@ async def test_an_acknowledgement_that_is_lost(tmp_path: Path) -> None:
             assert numbers(found) == list(range(1, 21))
 
 
-@in_loop
+@patiently
 async def test_a_broker_that_is_to_end_asks_its_clients_to_leave(tmp_path: Path) -> None:
     """Lame duck: until it has ended it takes events, and the next one gets the others."""
     quick_end = "lame_duck_grace_period: 1s\nlame_duck_duration: 30s"
@@ -445,7 +445,7 @@ async def test_a_broker_that_is_to_end_asks_its_clients_to_leave(tmp_path: Path)
                 assert numbers(await stored(client)) == list(range(1, count + 1))
 
 
-@in_loop
+@patiently
 async def test_a_consumer_that_takes_nothing_delays_nobody(tmp_path: Path) -> None:
     bounds = "write_deadline: 500ms\nmax_pending: 262144\nmax_payload: 65536"
     with broker(tmp_path, bounds, has_jetstream=True) as server:
@@ -465,7 +465,7 @@ async def test_a_consumer_that_takes_nothing_delays_nobody(tmp_path: Path) -> No
         writer.transport.abort()
 
 
-@in_loop
+@patiently
 async def test_the_end_of_the_program_waits_for_no_broker(tmp_path: Path) -> None:
     with broker(tmp_path, has_jetstream=True) as server:
         await server.wait_listening()

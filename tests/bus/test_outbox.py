@@ -17,8 +17,7 @@ from sidecar.bus.outbox_queue import MAX_QUEUED, MAX_QUEUED_STATUSES, EventQueue
 from sidecar.lifecycle.statuses import Status
 from sidecar.views import EventKind, TransferEvent
 from tests.api.fake_transfers import TRANSFER, log_event, progress_event, status_event
-from tests.api.node import in_loop
-from tests.bus.event_rig import numbered, outbox, until
+from tests.bus.event_rig import numbered, outbox, patiently, until
 
 
 async def rows(box: Outbox) -> list[Row]:
@@ -39,7 +38,7 @@ def named(transfer: int, event: TransferEvent) -> TransferEvent:
     return msgspec.structs.replace(event, transfer=str(UUID(int=transfer)))
 
 
-@in_loop
+@patiently
 async def test_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
     async with outbox(tmp_path) as box:
         for event in (status_event(1, Status.PENDING), log_event("a"), progress_event(5), log_event("b")):
@@ -56,7 +55,7 @@ async def test_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
         assert found[0].epoch == "e1"
 
 
-@in_loop
+@patiently
 async def test_numbers_are_not_given_again_when_their_rows_are_gone(tmp_path: Path) -> None:
     async with outbox(tmp_path) as box:
         box.take(status_event(1, Status.PENDING))
@@ -68,7 +67,7 @@ async def test_numbers_are_not_given_again_when_their_rows_are_gone(tmp_path: Pa
         assert [(row.number, body(row)["seq"]) for row in await rows(box)] == [(2, 2)]
 
 
-@in_loop
+@patiently
 async def test_statuses_of_the_journal_are_taken_once(tmp_path: Path) -> None:
     history = [status_event(1, Status.PENDING), status_event(4, Status.PROCESSING), status_event(9, Status.COMPLETED)]
     async with outbox(tmp_path) as box:
@@ -82,7 +81,7 @@ async def test_statuses_of_the_journal_are_taken_once(tmp_path: Path) -> None:
         assert seqs(found) == [1, 2, 3]
 
 
-@in_loop
+@patiently
 async def test_a_transfer_that_is_not_known_is_told_as_it_is(tmp_path: Path) -> None:
     """The outbox was lost: numbers of the transfer's events may have been used already."""
     async with outbox(tmp_path) as box:
@@ -93,7 +92,7 @@ async def test_a_transfer_that_is_not_known_is_told_as_it_is(tmp_path: Path) -> 
         assert seqs(found) == [4 * UNKNOWN_SEQ + 1, 4 * UNKNOWN_SEQ + 2]
 
 
-@in_loop
+@patiently
 async def test_a_transfer_that_began_just_before_the_kill_is_told_whole(tmp_path: Path) -> None:
     """The outbox is the same as before; it was killed before any of that transfer was in it."""
     async with outbox(tmp_path) as box:
@@ -106,7 +105,7 @@ async def test_a_transfer_that_began_just_before_the_kill_is_told_whole(tmp_path
         assert seqs(found) == [1, 2]
 
 
-@in_loop
+@patiently
 async def test_above_the_budget_progress_goes_first_then_logs_and_never_a_status(tmp_path: Path) -> None:
     async with outbox(tmp_path, budget_bytes=1 << 20) as box:
         for number in range(200):
@@ -132,7 +131,7 @@ async def test_above_the_budget_progress_goes_first_then_logs_and_never_a_status
         assert logs == list(range(logs[0], 1601))
 
 
-@in_loop
+@patiently
 async def test_acknowledged_events_go_before_any_other(tmp_path: Path) -> None:
     async with outbox(tmp_path, budget_bytes=1 << 20) as box:
         for number in range(300):
@@ -146,7 +145,7 @@ async def test_acknowledged_events_go_before_any_other(tmp_path: Path) -> None:
         assert box.facts().dropped_logs == 0
 
 
-@in_loop
+@patiently
 async def test_acknowledged_events_are_kept_for_some_time(tmp_path: Path) -> None:
     now = 0.0
     async with outbox(tmp_path, monotonic=lambda: now, keep_s=600.0) as box:
@@ -187,7 +186,7 @@ def test_a_disk_that_takes_nothing_costs_no_status(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-@in_loop
+@patiently
 async def test_a_full_disk(tmp_path: Path) -> None:
     async with outbox(tmp_path) as box:
         box.take(status_event(1, Status.PENDING))
@@ -239,7 +238,7 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, damage: str) -> None:
     asyncio.run(after())
 
 
-@in_loop
+@patiently
 async def test_damage_that_shows_while_it_runs(tmp_path: Path) -> None:
     told: list[str] = []
     async with outbox(tmp_path, on_lost=lambda: told.append("lost")) as box:
@@ -264,7 +263,7 @@ async def test_damage_that_shows_while_it_runs(tmp_path: Path) -> None:
         assert (await rows(box))[-1].number == 5
 
 
-@in_loop
+@patiently
 async def test_events_that_are_none_stop_nothing(tmp_path: Path) -> None:
     async with outbox(tmp_path) as box:
         good = status_event(4, Status.COMPLETED)
@@ -283,7 +282,7 @@ async def test_events_that_are_none_stop_nothing(tmp_path: Path) -> None:
         assert str(body(found[2])["message"]).endswith(" [...]")
 
 
-@in_loop
+@patiently
 async def test_where_an_id_of_the_stream_stands(tmp_path: Path) -> None:
     for epoch, count in (("e1", 3), ("e2", 2), ("e3", 1)):
         async with outbox(tmp_path, epoch=epoch) as box:

@@ -9,9 +9,8 @@ import pytest
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
 from sidecar.bus.stream import covers, differences, stream_config, stream_file
-from tests.api.node import in_loop
 from tests.bus.broker import broker
-from tests.bus.event_rig import looking, make_stream, mirroring, numbered, settings, until
+from tests.bus.event_rig import looking, make_stream, mirroring, numbered, patiently, settings, until
 
 SHIPPED = Path(__file__).parents[2] / "docker" / "nats" / "transfer_events.json"
 
@@ -23,7 +22,7 @@ def test_the_shipped_file_is_what_is_verified() -> None:
     assert shipped.name == stream_config().name
 
 
-@in_loop
+@patiently
 async def test_what_is_made_does_not_differ(tmp_path: Path) -> None:
     with broker(tmp_path, has_jetstream=True) as server:
         await server.wait_listening()
@@ -34,7 +33,7 @@ async def test_what_is_made_does_not_differ(tmp_path: Path) -> None:
             assert (info.config.max_bytes, info.config.max_age) == (2 * 1024**3, 7 * 86400)
 
 
-@in_loop
+@patiently
 async def test_a_stream_that_differs_is_used_and_left_as_it_is(tmp_path: Path) -> None:
     with broker(tmp_path, has_jetstream=True) as server:
         await server.wait_listening()

@@ -11,8 +11,7 @@ import msgspec
 from sidecar.bus.outbox import Outbox
 from sidecar.lifecycle.statuses import Status
 from sidecar.views import EventKind, TransferEvent
-from tests.api.node import in_loop
-from tests.bus.event_rig import outbox
+from tests.bus.event_rig import outbox, patiently
 from tests.engine.rig import Rig, grow_world, request_to, running_node
 
 
@@ -40,7 +39,7 @@ async def move(a: Rig, b: Rig) -> None:
     await b.settled()
 
 
-@in_loop
+@patiently
 async def test_the_journal_tells_the_statuses_that_were_told(tmp_path: Path) -> None:
     first, second = Recorder(), Recorder()
     async with running_node(tmp_path / "b", "b") as b, running_node(tmp_path / "a", "a", ledger=first) as a:
@@ -65,7 +64,7 @@ async def lines_of(box: Outbox) -> list[tuple[str, int]]:
     return [(body["status"] if body["event"] == "transfer.status" else "", body["seq"]) for body in bodies]
 
 
-@in_loop
+@patiently
 async def test_an_outbox_that_missed_the_end_is_told_it_once(tmp_path: Path) -> None:
     """The outbox of a killed process: it has the beginning; what follows was decided, and never written to it."""
     async with running_node(tmp_path / "b", "b") as b:
