@@ -195,6 +195,8 @@ class Cabinet:
         if filing.has(file.name, file.sha256_hex, file.folder):
             return msgspec.structs.replace(file, is_kept=taken), ""
         if file.place is FilePlace.INSTALL_LOGS:  # it may have been cut, and each family files it in another way
+            if not taken:
+                filing.place(file.name, file.sha256_hex)
             return msgspec.structs.replace(file, is_kept=taken), ""
         target = filing.target(file.name, file.folder)
         if filing.place(file.name, file.sha256_hex, file.folder):

@@ -17,6 +17,7 @@ from sidecar.archive.pipe import PipeClosed
 from sidecar.archive.produce import ArchiveProducer, Dialect
 from sidecar.engine.arbiter import PeerArbiter
 from sidecar.engine.backups import BackupForm, find_backups, kept_backups, pack, pack_install_log
+from sidecar.engine.cabinet import Folder
 from sidecar.engine.contract import Caller
 from sidecar.engine.guard import keep_stopped
 from sidecar.engine.notices import NoticeLines
@@ -32,7 +33,7 @@ from sidecar.lifecycle.events import Event
 from sidecar.lifecycle.stages import Stage
 from sidecar.lifecycle.state import State
 from sidecar.lifecycle.statuses import Status
-from sidecar.ports import Arbiter, RunState, StopHow
+from sidecar.ports import Arbiter, Daemon, RunState, StopHow
 from sidecar.views import TransferView
 from sidecar.wire.destination import Target
 from sidecar.wire.headers import UploadHeaders, encode
@@ -227,18 +228,36 @@ class Outgoing(Transfer):
         try:
             await self.services.runtime.remove(self.facts.server)
             if self.services.daemon is not None:  # only now: it deletes what it finds at the volume's place
-                await self.services.daemon.forget(self.facts.server)
+                await self._have_forgotten(self.services.daemon)
         except HostFailed as error:
             self.log.warning("the container of a server that left stays behind: %s", error.message)
         return on.CleanedUp()
 
-    async def _trash_backups(self, label: str) -> None:
-        """The panel wanted them deleted, and the transfer has completed: those that the destination is known to have.
+    async def _have_forgotten(self, daemon: Daemon) -> None:
+        """One family deletes a server's backups with the server: not those that were to travel and may not have."""
+        directory, facts = self.services.sending.backups, self.facts
+        if directory is None or not facts.backups:
+            await daemon.forget(facts.server)
+            return
+        await self._until_answered()
+        if set(facts.backups) <= set(self.facts.kept_backups):
+            await daemon.forget(facts.server)
+            return
+        folder = Folder(directory, facts.server)
+        await self.services.in_thread(folder.set_aside)
+        try:
+            await daemon.forget(facts.server)
+        finally:
+            await self.services.in_thread(folder.put_back)
 
-        The panel's DELETE comes before the destination's answer, which tells which those are.
-        """
+    async def _until_answered(self) -> None:
+        """The panel's DELETE comes before the destination's answer, which tells what the destination has kept."""
         if answering := [task for task in self._running if task.get_name().startswith(Effect.FINISH_UPLOAD)]:
             await asyncio.wait(answering, timeout=self.services.sending.answer_timeout_s)
+
+    async def _trash_backups(self, label: str) -> None:
+        """The panel wanted them deleted, and the transfer has completed: those that the destination has."""
+        await self._until_answered()
         directory, facts = self.services.sending.backups, self.facts
         kept = facts.kept_backups if directory is not None else ()
         if left := [backup for backup in facts.backups if backup not in kept]:
