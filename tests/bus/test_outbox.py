@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
+import time
 from pathlib import Path
 from uuid import UUID
 
 import msgspec
 import pytest
 
-from sidecar.bus.outbox import UNKNOWN_SEQ, Outbox
+from sidecar.bus.outbox import COMMIT_EVENTS, UNKNOWN_SEQ, Outbox
 from sidecar.bus.outbox_file import Row
 from sidecar.bus.outbox_queue import MAX_QUEUED, MAX_QUEUED_STATUSES, EventQueue
 from sidecar.lifecycle.statuses import Status
@@ -184,6 +186,29 @@ def test_a_disk_that_takes_nothing_costs_no_status(tmp_path: Path) -> None:
             assert seqs(await rows(box)) == [2]
 
     asyncio.run(main())
+
+
+@patiently
+async def test_a_disk_that_hangs_delays_nobody(tmp_path: Path) -> None:
+    release = threading.Event()
+    async with outbox(tmp_path) as box:
+        hanging = asyncio.create_task(box.ask(lambda file: release.wait(60)))
+        await asyncio.sleep(0)
+        spent = 0.0
+        for number in range(20_000):
+            event = log_event(str(number)) if number % 3 else progress_event(number)
+            began = time.thread_time()
+            box.take(event)
+            box.facts()
+            spent += time.thread_time() - began
+        assert spent < 2  # some 10 us each: nothing waits, and a full queue costs no more than an empty one
+        kept = box.queued
+        is_hanging = not hanging.done()
+        release.set()
+        assert await hanging
+        assert is_hanging
+        assert MAX_QUEUED <= kept <= MAX_QUEUED + COMMIT_EVENTS
+        assert len(await rows(box)) == kept
 
 
 @patiently
