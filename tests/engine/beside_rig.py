@@ -254,7 +254,7 @@ async def _beside_node(
                 poll_s=0.01,
             )
         )
-        runtime = BesideRuntime(http, None, stop_timeout_s=1.0, settle_s=0.02, start_timeout_s=10.0, poll_s=0.05)
+        runtime = BesideRuntime(http, None, stop_timeout_s=1.0, settle_s=0.02, start_timeout_s=4.0, poll_s=0.05)
         stack.push_async_callback(runtime.close)
         services = Services(
             node=name,
