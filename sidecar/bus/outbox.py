@@ -315,6 +315,9 @@ class Outbox:
             self._acks.append((number, now))
 
     def _sweep(self, file: OutboxFile) -> None:
+        if self._code == "bus.outbox_full":  # there may be room again, and nothing new to show it
+            file.append([], (), self._last)
+            self._code, self._trouble = None, ""
         up_to, now = 0, self._monotonic()
         if not self._acks and file.acked:
             self._acks.append((file.acked, now))  # of an earlier run: when, nobody knows

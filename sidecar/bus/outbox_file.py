@@ -160,25 +160,32 @@ class OutboxFile:
         return self._one("SELECT count(*) FROM events WHERE number > ?", self.acked)
 
     def set_acked(self, number: int) -> None:
-        """The broker has everything up to `number`. Survives the process; a power loss may set it back, which costs
-        some repeats."""
-        if number != self.acked:
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            with self._transaction():
-                self._set_mark("acked", number)
-            before, self.acked = self.acked, number
-            if number > before:
-                self.waiting -= self._one(
-                    "SELECT count(*) FROM events WHERE number > ? AND number <= ?", before, number
-                )
-            else:
-                self.waiting = self._count_waiting()
+        """The broker has everything up to `number`. Survives the process where the disk has room; where it has none, or
+        loses power, the mark is an older one then, which costs some repeats."""
+        if number == self.acked:
+            return
+        before, self.acked = self.acked, number
+        if number > before:
+            passed = "SELECT count(*) FROM events WHERE number > ? AND number <= ?"
+            self.waiting -= self._one(passed, before, number)
+        else:
+            self.waiting = self._count_waiting()
+        self._write_mark("acked", number)
 
     def set_has_stream(self) -> None:
         if not self.has_stream:
-            with self._transaction():
-                self._set_mark("stream", 1)
             self.has_stream = True
+            self._write_mark("stream", 1)
+
+    def _write_mark(self, name: str, value: int) -> None:
+        """A full disk is no reason to keep events from the broker."""
+        try:
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            with self._transaction():
+                self._set_mark(name, value)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                raise
 
     def place_of(self, epoch: str, number: int) -> int | None:
         """Up to which of our numbers an event of that id stands; None: this outbox has not made it.

@@ -222,9 +222,14 @@ async def test_a_full_disk(tmp_path: Path) -> None:
             box.take(log_event(f"{number} " + "x" * 500))
         await until(lambda: box.facts().code == "bus.outbox_full")
         assert len(await box.ask(lambda file: file.read(0, 9))) > 0  # it can still be read
+        await box.acknowledged(1)  # and what is in it can be sent
+        assert await box.ask(lambda file: file.acked) == 1
         await box.ask(lambda file: file._one("PRAGMA max_page_count=1000000"))
         await until(lambda: box.facts().code is None and not box.queued)
         assert seqs(await rows(box)) == list(range(1, 402))
+        box._code = "bus.outbox_full"
+        await box.ask(box._sweep)
+        assert box.facts().code is None  # seen without any new event
 
 
 @pytest.mark.parametrize("damage", ["no database", "a torn page", "another version"])
