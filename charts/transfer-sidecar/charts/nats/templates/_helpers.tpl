@@ -57,8 +57,9 @@ stream and the bucket where they are missing. */ -}}
 {{- $bucket := include "nats.bucket" .root -}}
 { user: "watch", password: {{ .password | quote }}, permissions: {
     publish: { allow: [
-      "$SRV.>"
-      "$JS.API.INFO"
+      "$SRV.*"
+      "$SRV.*.transfer-sidecar"
+      "$SRV.*.transfer-sidecar.*"
       {{- range $stream := list "TRANSFER_EVENTS" (printf "KV_%s" $bucket) }}
       "$JS.API.STREAM.INFO.{{ $stream }}"
       "$JS.API.STREAM.MSG.GET.{{ $stream }}"
@@ -66,7 +67,6 @@ stream and the bucket where they are missing. */ -}}
       "$JS.API.DIRECT.GET.{{ $stream }}.>"
       "$JS.API.CONSUMER.CREATE.{{ $stream }}.>"
       "$JS.API.CONSUMER.INFO.{{ $stream }}.>"
-      "$JS.API.CONSUMER.DELETE.{{ $stream }}.>"
       "$JS.API.CONSUMER.MSG.NEXT.{{ $stream }}.>"
       "$JS.ACK.{{ $stream }}.>"
       {{- end }}
