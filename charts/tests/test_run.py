@@ -190,9 +190,7 @@ async def _moves(image: str, directory: Path) -> None:
         b = stack.enter_context(running(second, destination, image, name="worker-2"))
         await asyncio.to_thread(a.until, lambda: status(ports[0], "/readyz") == 200, "/readyz")
         await asyncio.to_thread(b.until, lambda: status(ports[1], "/readyz") == 200, "/readyz")
-        await asyncio.to_thread(a.until, lambda: _checks(ports[0])["bus"]["status"] == "ok", "the bus")
-        checks = await asyncio.to_thread(_checks, ports[0])
-        assert {name: check["status"] for name, check in checks.items()} == dict.fromkeys(checks, "ok")
+        await asyncio.to_thread(a.until, lambda: _are_all_well(ports[0]), "the bus with its stream and its directory")
         bearer = {"Authorization": f"Bearer {DAEMONS_TOKEN}"}
         passed_on = await asyncio.to_thread(get, ports[1], "/api/servers", headers=bearer)  # the daemon is in this loop
         assert passed_on is not None
@@ -220,6 +218,11 @@ def _checks(port: int) -> dict[str, Any]:
     answer = get(port, "/readyz")
     checks: dict[str, Any] = answer.json()["checks"] if answer is not None else {}
     return checks
+
+
+def _are_all_well(port: int) -> bool:
+    checks = _checks(port)
+    return bool(checks) and all(check["status"] == "ok" for check in checks.values())
 
 
 def _transfer(port: int, server: str) -> dict[str, Any]:
