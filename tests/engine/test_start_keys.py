@@ -9,7 +9,7 @@ import httpx
 import msgspec
 import pytest
 
-from sidecar.engine import node as roster
+from sidecar.engine import roster
 from sidecar.engine.contract import StartTransfer
 from sidecar.errors import HostFailed, Refused
 from sidecar.lifecycle.statuses import Status
