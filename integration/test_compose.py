@@ -130,8 +130,13 @@ def _moves(project: Project) -> None:
         assert not host["PortBindings"], service
     mounts = {m["Destination"] for m in project.inspect("node-a")["Mounts"]}  # type: ignore[attr-defined]
     assert "/var/run/docker.sock" not in mounts
-    # the bus took them in, with their own passwords
-    assert "bus: connected" in project.compose("logs", "node-a").said
+    # the bus took them in with their own passwords, and keeps what they tell
+    watched = project.compose("run", "--rm", "-T", *documented("run --rm watch")[2:], "--once")
+    assert watched.code == 0, watched.said + project.compose("logs", "nats", "node-a").said
+    assert SERVER in watched.said and "completed" in watched.said, watched.said
+    for node in ("node-a", "node-b"):
+        said = project.compose("logs", node).said
+        assert "events are kept by the stream" in said and "the directory of nodes is there" in said, said
 
 
 def test_a_sidecar_in_front_of_a_daemon(images: dict[str, str], tmp_path: Path) -> None:

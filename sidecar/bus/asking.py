@@ -96,20 +96,27 @@ class Asker:
 
 
 @asynccontextmanager
-async def asking(settings: BusSettings, root: str) -> AsyncIterator[Asker]:
+async def connected(settings: BusSettings) -> AsyncIterator[tuple[BusConnection, Client]]:
     """One connection for as long as the block. Raises NotReached."""
     clients: list[Client] = []
 
-    async def connected(client: Client) -> None:
+    async def keep(client: Client) -> None:
         clients.append(client)
 
-    async with BusConnection(settings, on_connected=connected) as connection:
+    async with BusConnection(settings, on_connected=keep) as connection:
         try:
             async with asyncio.timeout(settings.connect_s):
                 await connection.wait_connected()
         except (TimeoutError, BusDown) as error:
             raise NotReached(f"{settings.shown_urls}: {connection.last_error or 'no answer'}") from error
-        yield Asker(clients[-1], root)
+        yield connection, clients[-1]
+
+
+@asynccontextmanager
+async def asking(settings: BusSettings, root: str) -> AsyncIterator[Asker]:
+    """As `connected`, for questions."""
+    async with connected(settings) as (_, client):
+        yield Asker(client, root)
 
 
 def command_token(node: str, command: str, key: str) -> str:

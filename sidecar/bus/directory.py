@@ -64,6 +64,10 @@ class Directory:
         self._client = client
         self._entries = None
 
+    async def ensure(self) -> None:
+        """See that there is a bucket, and make it where that is allowed. Raises Unavailable."""
+        await self._open()
+
     async def look(self) -> Found | None:
         """Who has this node's entry. Raises Unavailable."""
         entries = await self._open()

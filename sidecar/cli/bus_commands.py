@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID, uuid4
@@ -78,6 +78,26 @@ def nodes(nats: NatsOption = None, config: ConfigOption = None, as_json: JsonOpt
         for node in found
     ]
     _print(rows)
+
+
+def prepare_bus(nats: NatsOption = None, config: ConfigOption = None) -> None:
+    """Make what nodes need on a NATS server, once, where it is missing: the stream of events, the directory's bucket.
+
+    For an operator's user (`SIDECAR_NATS_USER`, `SIDECAR_NATS_PASSWORD_FILE`): nodes need not be allowed to. What is
+    there already is never changed.
+
+    **Example**
+
+        SIDECAR_NATS_USER=admin SIDECAR_NATS_PASSWORD_FILE=admin.password \\
+        transfer-sidecar prepare-bus --nats nats://127.0.0.1:4222
+    """
+    from sidecar.bus.control import Pace
+    from sidecar.bus.prepare import prepare
+
+    section, settings = _broker(nats, config)
+    work = prepare(settings, root=section.root, stream=section.stream, expiry_s=Pace().expiry_s)
+    for line in _run(work):
+        typer.echo(line)
 
 
 @app.command("list")
@@ -205,26 +225,38 @@ def _own_token(node: str, config: Path | None) -> str | None:
 
 
 def _on_the_bus(nats: str | None, config: Path | None, work: Callable[[Any], Awaitable[T]]) -> T:
-    import asyncio
+    from sidecar.bus.asking import asking
 
-    from sidecar.bus.asking import NodeRefused, NotReached, asking
-    from sidecar.bus.settings import BusSettings
-    from sidecar.engine.log_lines import printable
-    from sidecar.errors import HostFailed
-    from sidecar.settings import load_nats
-
-    try:
-        section = load_nats(config, os.environ, {"url": (nats, "--nats")} if nats is not None else {})
-        settings = BusSettings.of_user(section, name="transfer-sidecar")
-    except HostFailed as wrong:
-        fail_settings(wrong)
+    section, settings = _broker(nats, config)
 
     async def run() -> T:
         async with asking(settings, section.root) as asker:
             return await work(asker)
 
+    return _run(run())
+
+
+def _broker(nats: str | None, config: Path | None) -> tuple[Any, Any]:
+    """The section `[nats]` and how to connect."""
+    from sidecar.bus.settings import BusSettings
+    from sidecar.errors import HostFailed
+    from sidecar.settings import load_nats
+
     try:
-        return asyncio.run(run())
+        section = load_nats(config, os.environ, {"url": (nats, "--nats")} if nats is not None else {})
+        return section, BusSettings.of_user(section, name="transfer-sidecar")
+    except HostFailed as wrong:
+        fail_settings(wrong)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+
+    from sidecar.bus.asking import NodeRefused, NotReached
+    from sidecar.engine.log_lines import printable
+
+    try:
+        return asyncio.run(work)
     except NodeRefused as refused:
         fail(f"the node refused: {printable(str(refused))}")
     except NotReached as reason:

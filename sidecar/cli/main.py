@@ -390,6 +390,7 @@ def resolve(
 
 
 app.command()(bus_commands.nodes)
+app.command()(bus_commands.prepare_bus)
 
 
 def _server_uuid(server: str) -> str:
