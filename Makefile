@@ -14,7 +14,7 @@ MODE ?= standalone
 WORKERS ?= 4
 ARGS ?=
 
-.PHONY: help setup demo test lint bench tools image chart chart-write lock clean
+.PHONY: help setup demo test lint bench tools image chart chart-write release lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F':.*?## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -75,6 +75,10 @@ chart: setup tools $(CHART)/.installed ## lint, render, validate, test and packa
 
 chart-write: setup $(CHART)/.installed ## write the generated parts of the chart anew: schema of config, table of values
 	@BIN=$(BIN) CHART=$(CHART) charts/check --write
+
+release: setup $(TOOLS)/.installed $(CHART)/.installed ## wheel, sdist, image, chart, notes and checksums, into dist/
+	@TOOLS=$(TOOLS)/bin docker/build $(IMAGE) dist/transfer-sidecar-$(VERSION).image.spdx.json || test $$? -eq 3
+	@BIN=$(BIN) CHART=$(CHART) IMAGE=$(IMAGE) .ci/release
 
 COMPILE := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: ## write requirements/*.txt anew from pyproject.toml; all agree with lock.txt
