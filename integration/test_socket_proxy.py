@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -246,7 +247,8 @@ def ask(path: Path, method: str, target: str, body: str) -> int:
     connection = Proxied(path)
     try:
         headers = {"Content-Type": "application/json"} if body else {}
-        connection.request(method, target, body or None, headers)
+        with contextlib.suppress(BrokenPipeError):  # it may refuse before it has read the body
+            connection.request(method, target, body or None, headers)
         return connection.getresponse().status
     finally:
         connection.close()

@@ -57,6 +57,9 @@ class BusConnection:
     """Args: settings; on_connected, as `each_connection` takes it."""
 
     def __init__(self, settings: BusSettings, *, on_connected: OnConnected | None = None) -> None:
+        # What the library says itself comes through `_on_error`, in one line. A PONG that arrives after its flush was
+        # given up would print a traceback; the client is thrown away then anyway.
+        logging.getLogger("nats").setLevel(logging.CRITICAL)
         self._settings = settings
         self._options = settings.connect_options()
         self._on_connected: list[OnConnected] = []

@@ -148,7 +148,11 @@ class Roster:
         holder = self.newest.get(server)
         if server in self.reserved or (holder is not None and holder.state.holds_slot):
             if holder is not None and holder.state.is_final and server not in self.reserved:
-                message = "A call of the previous transfer of this server can still land at the panel; try again later."
+                other = "panel" if self._services.panel is not None else "destination"
+                message = (
+                    f"The previous transfer of this server is not over: the {other} has not been told, or a call to it "
+                    "can still land there. Try again in a minute."
+                )
                 raise Refused("transfer.quarantine", message, transfer=holder.facts.transfer)
             raise Refused("transfer.exists", "A transfer is already in progress for this server.")
         active = sum(

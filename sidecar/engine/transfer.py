@@ -421,8 +421,14 @@ class Transfer(ABC):
         return FailureUnanswered(call=call)
 
     def _gives_up_telling(self) -> bool:
-        """D8: a destination that failed before the commit tells the panel a few times; the source, until heard."""
-        settling = self.state.role is Role.DESTINATION and self.state.stage is Stage.SETTLING
+        """D8: a destination that failed before the commit tells the panel a few times; the source, until heard.
+
+        Without a panel a source that never sent the end of its archive tells the destination a few times too: there is
+        nothing there that could become the server, and a wrong address or token would hold the slot for ever.
+        """
+        is_destination = self.state.role is Role.DESTINATION
+        is_harmless = is_destination or (self.services.panel is None and not self.state.past_point)
+        settling = is_harmless and self.state.stage is Stage.SETTLING
         return settling and self.backoff.tries >= self.services.timings.refused_caller_tries
 
     async def _was_early(self, sent_at: float) -> bool:

@@ -183,7 +183,7 @@ async def running_beside(
     `daemon_retry_s`: how long a daemon repeats what the panel did not answer; 0: the Go daemons call once, Calagopus
     ten times in a row. `keeps_files`: the nodes know where their daemons file backups and installation logs.
     """
-    panel = StandInPanel(family=family, call_timeout_s=2.0)
+    panel = StandInPanel(family=family, call_timeout_s=15.0)  # a real one's; a busy machine loses no call
     async with AsyncExitStack() as stack, PanelServer(panel) as server:
         daemons = {}
         for name in NAMES:

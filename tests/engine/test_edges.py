@@ -137,14 +137,15 @@ def test_nothing_arrives_while_a_server_is_deleted(tmp_path: Path) -> None:
             deleting = asyncio.create_task(api(b, "DELETE", f"/api/servers/{SERVER}"))
             await asyncio.wait_for(looking.wait(), 10)
             await a.node.start(request_to(b), caller=None, respond_async=False)
-            # Standalone the source then asks b how it ended, which b can say once the deletion is over.
-            async with asyncio.timeout(10):
-                while SERVER not in a.runtime.running:  # noqa: ASYNC110 - the fake has no wait
+            async with asyncio.timeout(20):
+                while (left := a.node.views()[0]).stage in ("stopping", "sending", "awaiting_verdict"):  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
-            assert a.node.views()[0].reason == "peer.status" and b.node.views() == []
+            assert left.reason == "peer.status" and b.node.views() == []
             looked.set()
             assert (await deleting).status_code == 204
             assert len(b.trash()) == 1 and not b.volume().exists()
+            # Standalone, past the point, the source asks b how it ended; b can say so once the deletion is over.
+            assert (await a.settled()).status == "failed" and SERVER in a.runtime.running
 
     asyncio.run(scenario())
 

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
@@ -75,6 +76,33 @@ def test_s5_the_old_files_go_to_trash_only_when_the_server_is_deleted(tmp_path: 
             (item,) = a.trash()
             assert tree_of(item) == before
             assert (await api(a, "DELETE", f"/api/servers/{SERVER}")).status_code == 404
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("mistake", ["token", "port"])
+def test_a_mistyped_destination_does_not_hold_the_slot(tmp_path: Path, mistake: str) -> None:
+    """The destination cannot be told, and nothing of ours is there: the next attempt must be possible."""
+
+    async def scenario() -> None:
+        async with two_nodes(tmp_path) as (a, b):
+            (a.volume() / "large").write_bytes(Random(3).randbytes(40_000_000))  # refused before the archive's end
+            before = tree_of(a.volume())
+            right = request_to(b)
+            if mistake == "token":
+                wrong = msgspec.structs.replace(right, token=transfer_token("another-key-0123456789abcdef0123456789"))
+            else:
+                with socket.socket() as taken:
+                    taken.bind(("127.0.0.1", 0))
+                    port = taken.getsockname()[1]
+                wrong = msgspec.structs.replace(right, url=f"http://127.0.0.1:{port}/api/transfers")
+            await a.node.start(wrong, caller=None, respond_async=False)
+            left = await a.settled()
+            assert (left.status, left.needs) == ("failed", None)
+            assert left.reason in ("peer.status", "peer.reset", "peer.refused")
+            assert SERVER in a.runtime.running and tree_of(a.volume()) == before
+            await a.node.start(right, caller=None, respond_async=False)
+            assert (await a.settled()).status == "completed" and tree_of(b.volume()) == before
 
     asyncio.run(scenario())
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sidecar.demo.panel import TransferNotStarted
 from sidecar.demo.panel_documents import Family
-from tests.engine.pair import running_pair, soon
+from tests.engine.pair import PAIR, running_pair, soon
 from tests.engine.relay import relay
 from tests.engine.rig import SERVER, api, token_of, tree_of
 
@@ -21,7 +22,12 @@ def test_a_server_moves_and_everybody_knows(tmp_path: Path, family: Family, chec
     """Panel told exactly once; every family of panels, and old ones that do not check who calls."""
 
     async def scenario() -> None:
-        async with running_pair(tmp_path, family=Family(family), checks_caller=checks_caller) as pair:
+        async with running_pair(
+            tmp_path,
+            family=Family(family),
+            checks_caller=checks_caller,
+            timings=msgspec.structs.replace(PAIR, call_timeout_s=5.0),  # told once, however busy the machine is
+        ) as pair:
             a, b, panel = pair.a, pair.b, pair.panel
             await pair.move()
             left, came = await pair.settled()
