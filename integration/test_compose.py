@@ -70,7 +70,7 @@ def images(image: str) -> Iterator[dict[str, str]]:
     try:
         with imported({"game": Path("/bin/true"), "haproxy": haproxy(), "nats": nats_server()}) as made:
             names = {f"{name.upper()}_IMAGE": tag for name, tag in made.items()}
-            yield {"SIDECAR_IMAGE": image, **names}
+            yield {"TRANSFER_SIDECAR_IMAGE": image, **names}
     except (NoProgram, NoProxy) as why:
         if os.environ.get("CI"):
             pytest.fail(str(why))

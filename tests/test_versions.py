@@ -20,6 +20,7 @@ def test_charts_and_compose_files_name_the_programs_version() -> None:
     for name in ("compose.yaml", "compose.beside.yaml"):
         images = re.findall(r"transfer-sidecar:([0-9.]+)\}", (ROOT / "docker" / name).read_text())
         assert images and set(images) == {__version__}, name
+    assert f"  transfer-sidecar:{__version__}\n" in (ROOT / "docker/README.md").read_text()
 
 
 def test_the_changelog_has_a_section_for_this_version_below_what_is_not_released() -> None:

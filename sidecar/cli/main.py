@@ -152,7 +152,8 @@ def watch(
     tls_cert: Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Client certificate.")] = None,
     tls_key: Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")] = None,
     inbox_prefix: Annotated[
-        str | None, typer.Option("--inbox-prefix", metavar="PREFIX", help="Of answers to us. Default: _INBOX_<user>.")
+        str | None,
+        typer.Option("--inbox-prefix", metavar="PREFIX", help=r"Of answers to us. Default: \_INBOX\_ and the user."),
     ] = None,
     root: Annotated[
         str | None, typer.Option("--root", metavar="WORD", help="First part of every subject. Default: transfer.")

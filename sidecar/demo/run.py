@@ -445,7 +445,7 @@ async def _keep(console: Console, running: _Running) -> None:
         token = panel.mint_token(running.server, there.name)
         panel.assume_transfer(running.server, there.name)  # a request by hand is one that the panel has begun
         lines = [
-            f"A={here.url} B={there.url} TOKEN={here.token} TOKEN_B={there.token}",
+            f"A={here.url} B={there.url} TOKEN={here.token} TOKEN_B={there.token} NODE_B={there.name}",
             f"SERVER={running.server}",
             f'JWT="Bearer {token}"',
         ]
