@@ -71,7 +71,10 @@ class Asker:
         return answer
 
     async def nodes(self) -> list[NodeEntry]:
-        """Who is in the directory, by name; entries that this version cannot read are left out. Raises NotReached."""
+        """Who is in the directory, by name. Left out: what this version cannot read, and who names another.
+
+        Raises NotReached.
+        """
         try:
             entries = await self._client.jetstream(timeout=ANSWER_S).key_value(bucket_name(self._root))
             watcher = await entries.watchall(ignore_deletes=True, inactive_threshold=CONSUMER_S)
@@ -79,7 +82,7 @@ class Asker:
                 found = []
                 async with asyncio.timeout(ANSWER_S):
                     while (entry := await watcher.updates(timeout=ANSWER_S)) is not None:  # type: ignore[no-untyped-call]
-                        found.append(entry.value or b"")
+                        found.append((entry.key, entry.value or b""))
             finally:
                 await watcher.stop()  # type: ignore[no-untyped-call]
         except nats.js.errors.BucketNotFoundError as error:
@@ -87,11 +90,13 @@ class Asker:
         except _ERRORS as error:
             raise NotReached(f"the directory: {_words(error)}") from error
         nodes = []
-        for value in found:
+        for key, value in found:
             try:
-                nodes.append(msgspec.json.decode(value, type=NodeEntry))
+                node = msgspec.json.decode(value, type=NodeEntry)
             except msgspec.DecodeError:
                 continue
+            if node.node == key:  # the broker binds a node to its key, not to what it writes there
+                nodes.append(node)
         return sorted(nodes, key=lambda node: node.node)
 
 

@@ -160,7 +160,7 @@ class Service:
         for verb, answer in answers.items():
             for name, own_id in ((None, None), (self._name, None), (self._name, self.id)):
                 subject = control_subject(verb, name, own_id)
-                self._asked.append(await client.subscribe(subject, cb=_answering(client, answer)))
+                self._asked.append(await client.subscribe(subject, cb=self._answering(client, answer)))
 
     async def close(self, drain_s: float) -> None:
         """Take no more requests on this connection, and wait for those in flight, for `drain_s` at most."""
@@ -253,11 +253,10 @@ class Service:
         stats = ServiceStats(self.id, self._name, self._version, self._started_at, endpoints, self._metadata())
         return stats.to_dict()
 
+    def _answering(self, client: Client, answer: Callable[[], dict[str, Any]]) -> Callable[[Msg], Awaitable[None]]:
+        async def say(message: Msg) -> None:
+            if message.reply and self._is_answerable(message.reply):  # as for commands: not with our permissions
+                with suppress(*_ANSWER_ERRORS):
+                    await client.publish(message.reply, json.dumps(answer()).encode())
 
-def _answering(client: Client, answer: Callable[[], dict[str, Any]]) -> Callable[[Msg], Awaitable[None]]:
-    async def say(message: Msg) -> None:
-        if message.reply:
-            with suppress(*_ANSWER_ERRORS):
-                await client.publish(message.reply, json.dumps(answer()).encode())
-
-    return say
+        return say
