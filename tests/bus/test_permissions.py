@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 from nats.js.kv import KeyValue
 
+from sidecar.bus.asking import Asker
 from sidecar.bus.connection import BusConnection
 from sidecar.bus.watch import EVENT_STREAM
 from sidecar.demo.node import DemoNode, free_port, run_node
@@ -217,6 +218,52 @@ async def test_no_detour_leads_to_what_is_denied(tmp_path: Path) -> None:
         assert (entry.value, entry.revision) == (b"true", 1)
         await entries.update("node-a", b"renewed", last=1)
         assert (await stream.stream_info(EVENT_STREAM)).state.messages == 5
+
+
+@in_loop
+async def test_the_directory_is_read_and_nobody_poses_in_it(tmp_path: Path) -> None:
+    """As `transfer-sidecar nodes` reads it: what stands under a key is that node's, whatever it says."""
+    async with (
+        configured(tmp_path) as server,
+        someone(server, "admin") as admin,
+        someone(server, "node-a") as node,
+        someone(server, "panel") as panel,
+    ):
+        await prepare(admin.client)
+        facts = {"epoch": "e", "version": "1", "protocol": [1], "codecs": ["gzip"], "beside": False}
+        facts |= {"commands": "token", "max_outgoing": 1, "max_incoming": 1, "started_at": 0.0}
+        for name in ("node-b", "node-a"):  # first another's name, then its own, over the same key
+            entry = json.dumps({**facts, "node": name, "url": f"https://{name}.example/api/transfers"}).encode()
+            await node.client.publish("$KV.transfer_nodes.node-a", entry)
+            await node.client.flush()
+            found = await Asker(panel.client, "transfer").nodes()
+            assert [one.node for one in found] == (["node-a"] if name == "node-a" else [])
+        assert server.denied == []
+
+
+@in_loop
+async def test_questions_about_the_service_are_not_answered_onto_what_the_node_may_publish(tmp_path: Path) -> None:
+    """The node answers with its own permissions: not onto its entry of the directory, nor into the events."""
+    async with configured(tmp_path) as server, someone(server, "admin") as admin, someone(server, "panel") as panel:
+        entries = await prepare(admin.client)
+        place = tmp_path / "node-a"
+        place.mkdir()
+        async with run_node(
+            place, "node-a", sections(server), port=free_port(), token_id="t" * 16, token=TOKEN
+        ) as node:
+            await until_ready(node)
+            before = await entries.get("node-a")
+            told = (await admin.client.jetstream().stream_info(EVENT_STREAM)).state.messages
+            event = f"transfer.v1.event.node-a.outgoing.status.{SERVER}.{SERVER}"
+            for verb in ("PING", "INFO", "STATS"):
+                for detour in ("$KV.transfer_nodes.node-a", event, "transfer.v1.command.node-a.list"):
+                    await panel.client.publish(f"$SRV.{verb}.transfer-sidecar", b"", reply=detour)
+                answer = await panel.client.request(f"$SRV.{verb}.transfer-sidecar", b"", timeout=10)
+                assert json.loads(answer.data)["name"] == "transfer-sidecar"  # and those before it are dealt with
+            after = await entries.get("node-a")
+            assert after.value is not None and json.loads(after.value)["node"] == "node-a"
+            assert json.loads(after.value)["epoch"] == json.loads(before.value or b"{}")["epoch"]
+            assert (await admin.client.jetstream().stream_info(EVENT_STREAM)).state.messages == told
 
 
 def sections(server: ConfiguredBroker) -> dict[str, dict[str, Any]]:
