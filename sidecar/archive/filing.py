@@ -84,7 +84,7 @@ class Filing:
 
     def has(self, name: str, sha256_hex: str, folder: str | None = None) -> bool:
         """Whether a file of that content lies under its own name. Reads all of it."""
-        return _sha256(self.target(name, folder)) == sha256_hex
+        return sha256_of(self.target(name, folder)) == sha256_hex
 
     def target(self, name: str, folder: str | None = None) -> Path:
         """The file's own name; `folder`: one component below `directory`."""
@@ -103,16 +103,16 @@ class Filing:
             try:
                 os.link(staged, target, follow_symlinks=False)
             except FileExistsError:
-                if not _is_same(staged, target) and _sha256(target) != sha256_hex:
+                if not _is_same(staged, target) and sha256_of(target) != sha256_hex:
                     return False
             except FileNotFoundError:
-                if _sha256(target) != sha256_hex:
+                if sha256_of(target) != sha256_hex:
                     raise
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
                 if os.path.lexists(target):
-                    return _sha256(target) == sha256_hex
+                    return sha256_of(target) == sha256_hex
                 os.rename(staged, target)  # noqa: PTH104 - onto nothing, as was just seen
         fsync_directory(target.parent)
         return True
@@ -156,8 +156,8 @@ def _is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def _sha256(path: Path) -> str | None:
-    """None where it is no regular file that can be read."""
+def sha256_of(path: Path) -> str | None:
+    """Of a file's content, as 64 lower-case digits; None where it is no regular file that can be read."""
     try:
         descriptor = os.open(path, _READ)
     except OSError:

@@ -13,7 +13,7 @@ from sidecar.archive.meter import Meter
 from sidecar.engine.backups import CALAGOPUS_TYPE, MAX_INSTALL_LOG_BYTES, backup_in
 from sidecar.engine.log_lines import printable
 from sidecar.engine.progress import size
-from sidecar.errors import DataCorrupt, Refused
+from sidecar.errors import DataCorrupt, HostFailed, Refused
 from sidecar.ports import ArrivedFile, Carries, FilePlace
 from sidecar.wire.multipart import Part
 
@@ -106,7 +106,7 @@ class Attachments:
     def _take_backup(self, part: Part, backup: str, file: str) -> None:
         if backup in self._backups:
             raise Refused("upload.repeated_part", f"The upload has backup {backup} twice.", backup=backup)
-        self._backups[backup] = (file, self._file(part, FilePlace.BACKUPS, file)[0])
+        self._backups[backup] = (file, self._file(self._counted(part), FilePlace.BACKUPS, file)[0])
 
     def _take_checksum(self, part: Part, backup: str) -> None:
         if backup in self._checksums:
@@ -118,8 +118,14 @@ class Attachments:
         if self._has_install_log:
             raise Refused("upload.repeated_part", "The upload has two install logs.")
         self._has_install_log = True
-        name = f"{self._server}.log"
-        digest, length = self._file(part, FilePlace.INSTALL_LOGS, name)
+        name, pieces = f"{self._server}.log", self._counted(part)
+        try:
+            digest, length = self._file(pieces, FilePlace.INSTALL_LOGS, name)
+        except HostFailed as error:  # it is not worth a transfer
+            self._say(f"Left out: the install log. {error.message}")
+            for _ in pieces:
+                pass
+            return
         if FilePlace.INSTALL_LOGS not in self._places:
             self._say(f"Left out, for this node keeps none: the install log ({size(length)}).")
         elif length > MAX_INSTALL_LOG_BYTES:
@@ -127,9 +133,8 @@ class Attachments:
         if FilePlace.INSTALL_LOGS in self._places:
             self._install_log = self._arrived(FilePlace.INSTALL_LOGS, name, digest)
 
-    def _file(self, part: Part, kind: FilePlace, name: str) -> tuple[str, int]:
+    def _file(self, pieces: Iterator[memoryview], kind: FilePlace, name: str) -> tuple[str, int]:
         """Write the part into staging, or only hash it where its kind is not kept."""
-        pieces = self._counted(part)
         most = MAX_INSTALL_LOG_BYTES if kind is FilePlace.INSTALL_LOGS else self._most_bytes
         if kind in self._places:
             return self._places[kind].receive(name, pieces, most_bytes=most)

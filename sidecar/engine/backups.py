@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +39,7 @@ CALAGOPUS_TYPE: Final = "backup/wings"
 MAX_INSTALL_LOG_BYTES: Final = 16 << 20  # real ones: some hundred KiB; a longer one is cut
 READ_BYTES: Final = 512 << 10
 
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _UUID: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _FILE: Final = re.compile(rf"({_UUID})((?:\.[a-z0-9]{{1,8}}){{1,3}})", re.ASCII)
 
@@ -70,9 +72,19 @@ def _backups_in(directory: Path) -> dict[str, Path]:
     with disk_errors(f"cannot read {directory}"), os.scandir(directory) as entries:
         for entry in entries:
             backup = backup_in(entry.name)
-            if backup is not None and entry.is_file(follow_symlinks=False):
+            if backup is not None and entry.is_file(follow_symlinks=False) and _can_be_read(Path(entry.path)):
                 found[backup] = max(found.get(backup, Path(entry.path)), Path(entry.path))
     return found
+
+
+def _can_be_read(path: Path) -> bool:
+    """Asked before anything is sent: behind the point of no return it would put the whole transfer in doubt."""
+    try:
+        os.close(os.open(path, _READ))
+    except OSError as error:
+        log.warning("%s is left out: %s", path, error.strerror)
+        return False
+    return True
 
 
 def pack(directory: Path | None, server: str, wanted: Sequence[str], form: BackupForm) -> dict[str, FilePart]:
@@ -88,11 +100,18 @@ def pack(directory: Path | None, server: str, wanted: Sequence[str], form: Backu
 
 def pack_install_log(directory: Path | None, server: str, form: BackupForm) -> FilePart | None:
     """The server's installation log as a part of an upload, at most `MAX_INSTALL_LOG_BYTES` of it; None where there is
-    none. Blocking. It is opened when it is sent."""
+    none that can be read. Blocking. It is opened when it is sent."""
     if directory is None:
         return None
     for path in (directory / f"{server}.log", directory / server / "install.log"):
-        if path.is_file() and not path.is_symlink():
+        try:
+            is_file = stat.S_ISREG(path.lstat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:  # nobody asked for it: it is not worth a transfer
+            log.warning("%s is left out: %s", path, error.strerror)
+            continue
+        if is_file and _can_be_read(path):
             return install_log_part(path, form)
     return None
 
@@ -132,7 +151,7 @@ def part_of(path: Path, backup: str, form: BackupForm, name: str | None = None) 
 def _pieces(path: Path, most_bytes: int | None = None) -> Iterator[bytes]:
     """Raises HostFailed (`disk.failed`)."""
     with disk_errors(f"cannot read {path.name}"):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, _READ)
         try:
             while piece := os.read(descriptor, READ_BYTES if most_bytes is None else min(READ_BYTES, most_bytes)):
                 yield piece

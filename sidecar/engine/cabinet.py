@@ -12,20 +12,22 @@ lies there. What it does not have is filed for it, or goes to the trash where no
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from sidecar.archive.durable import disk_errors, fsync_directory, is_directory
-from sidecar.archive.filing import Filing, filing_layout
-from sidecar.archive.staging import OWN_PREFIX, remove_staging
+from sidecar.archive.filing import Filing, filing_layout, sha256_of
+from sidecar.archive.staging import remove_staging
 from sidecar.engine.attachments import Attachments
+from sidecar.engine.daemon_folder import DaemonFolder
 from sidecar.errors import HostFailed
 from sidecar.ports import ArrivedFile, CarriedFile, Carries, FilePlace
+
+log = logging.getLogger(__name__)
 
 CARRYING_NAME: Final = ".sidecar-files"  # beside the volumes: for what has no directory of its own on this node
 
@@ -38,40 +40,6 @@ class Settled(msgspec.Struct, frozen=True):
 
     files: tuple[ArrivedFile, ...]
     lines: tuple[str, ...] = ()  # for the transfer's log
-
-
-class Folder:
-    """A daemon's own folder of one server, which it deletes when it forgets the server. Blocking; idempotent."""
-
-    def __init__(self, directory: Path, server: str) -> None:
-        self._folder = directory / server
-        self._aside = directory / f"{OWN_PREFIX}aside-{server}"
-
-    def set_aside(self) -> None:
-        """Where one is aside already, what stands there is from a hand-over. Raises HostFailed (`disk.failed`)."""
-        with disk_errors(f"cannot move {self._folder} aside"):
-            if is_directory(self._folder) and not os.path.lexists(self._aside):
-                os.rename(self._folder, self._aside)  # noqa: PTH104 - onto nothing
-                fsync_directory(self._folder.parent)
-
-    def put_back(self) -> None:
-        """Under its name again, or into what the daemon has made meanwhile; of two files of a name both stay.
-
-        Raises HostFailed (`disk.failed`).
-        """
-        with disk_errors(f"cannot move {self._aside} back"):
-            if not is_directory(self._aside):
-                return
-            if not os.path.lexists(self._folder):
-                os.rename(self._aside, self._folder)  # noqa: PTH104 - onto nothing, as was just seen
-            else:
-                for path in self._aside.iterdir():
-                    if not os.path.lexists(self._folder / path.name):
-                        os.rename(path, self._folder / path.name)  # noqa: PTH104 - onto nothing
-                fsync_directory(self._folder)
-                with suppress(OSError):  # not empty
-                    self._aside.rmdir()
-            fsync_directory(self._folder.parent)
 
 
 class Cabinet:
@@ -115,17 +83,20 @@ class Cabinet:
             folder.set_aside()
         found = []
         for file in files:
-            if file.is_carried and not self._would_replace(file):
+            if file.is_carried and not self._would_replace(file, server):
                 found.append(CarriedFile(file, self._filing(file).staged(file.name)))
         for each in found:
             if not each.path.is_file():
                 raise HostFailed("disk.failed", f"{each.path} is gone.")
         return found
 
-    def _would_replace(self, file: ArrivedFile) -> bool:
-        filing = self._filing(file)
-        is_there = file.place in self._own and os.path.lexists(filing.target(file.name, file.folder))
-        return is_there and not filing.has(file.name, file.sha256_hex, file.folder)
+    def _would_replace(self, file: ArrivedFile, server: str) -> bool:
+        if file.place not in self._own:
+            return False
+        target = self._filing(file).target(file.name, file.folder)
+        if file.folder is not None:  # the daemon's folder is aside by now; what stands there is from a hand-over
+            target = DaemonFolder(self._directories[file.place], server).aside(file.name)
+        return os.path.lexists(target) and sha256_of(target) != file.sha256_hex
 
     def put_back(self, files: Sequence[ArrivedFile], server: str) -> None:
         """What the daemon had of that server before, when it has been handed over or forgotten. Idempotent.
@@ -135,15 +106,18 @@ class Cabinet:
         for folder in self._folders(files, server):
             folder.put_back()
 
-    def _folders(self, files: Sequence[ArrivedFile], server: str) -> list[Folder]:
+    def _folders(self, files: Sequence[ArrivedFile], server: str) -> list[DaemonFolder]:
         places = {file.place for file in files if file.folder is not None} & self._own
-        return [Folder(self._directories[place], server) for place in places]
+        return [DaemonFolder(self._directories[place], server) for place in places]
 
     def discard(self, files: Sequence[ArrivedFile], server: str, label: str, now_s: float) -> None:
         """Take the files back and move them to the trash. Idempotent. Raises HostFailed (`disk.failed`)."""
         for file in files:
-            self._filing(file).take_back(file.name)
-        for place in {file.place for file in files}:
+            if file.place in self._filings:
+                self._filing(file).take_back(file.name)
+            else:  # nothing here can reach it, and the slot must not wait for that
+                log.warning("%s stays where it is: servers.%s is not set any more", file.name, file.place)
+        for place in {file.place for file in files} & self._filings.keys():
             self._filings[place].trash(server, label, now_s)
 
     def remove_staging(self) -> None:
@@ -160,8 +134,10 @@ class Cabinet:
         settled: list[ArrivedFile] = []
         lines: list[str] = []
         doubtful: set[FilePlace] = set()
-        with suppress(HostFailed):
+        try:
             self.put_back(files, server)
+        except HostFailed as error:
+            lines.append(f"{error.message} It is tried again when this node is started.")
         for file in files:
             try:
                 file, line = self._settle(file, taken=taken)
@@ -174,7 +150,7 @@ class Cabinet:
             if file.is_carried and not file.is_kept and file.place not in self._own:
                 doubtful.add(file.place)
         try:
-            for place in doubtful:
+            for place in doubtful & self._filings.keys():
                 self._filings[place].trash(server, f"not-taken-{self._transfer}", now_s)
             self.remove_staging()
         except HostFailed as error:

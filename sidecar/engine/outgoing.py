@@ -17,8 +17,8 @@ from sidecar.archive.pipe import PipeClosed
 from sidecar.archive.produce import ArchiveProducer, Dialect
 from sidecar.engine.arbiter import PeerArbiter
 from sidecar.engine.backups import BackupForm, find_backups, kept_backups, pack, pack_install_log
-from sidecar.engine.cabinet import Folder
 from sidecar.engine.contract import Caller
+from sidecar.engine.daemon_folder import DaemonFolder
 from sidecar.engine.guard import keep_stopped
 from sidecar.engine.notices import NoticeLines
 from sidecar.engine.peer import PeerKind, probe
@@ -243,12 +243,15 @@ class Outgoing(Transfer):
         if set(facts.backups) <= set(self.facts.kept_backups):
             await daemon.forget(facts.server)
             return
-        folder = Folder(directory, facts.server)
+        folder = DaemonFolder(directory, facts.server)
         await self.services.in_thread(folder.set_aside)
         try:
             await daemon.forget(facts.server)
         finally:
-            await self.services.in_thread(folder.put_back)
+            try:
+                await self.services.in_thread(folder.put_back)
+            except HostFailed as error:
+                self.say(f"{error.message} It is tried again when this node is started.")
 
     async def _until_answered(self) -> None:
         """The panel's DELETE comes before the destination's answer, which tells what the destination has kept."""

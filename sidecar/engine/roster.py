@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 import msgspec
 
+from sidecar.engine.daemon_folder import put_back_leftovers
 from sidecar.engine.incoming import Incoming
 from sidecar.engine.outgoing import Outgoing
 from sidecar.engine.services import Services
@@ -118,16 +119,19 @@ class Roster:
         node's, or from a state directory that was lost: it may be the only copy, and stays. The same goes for a journal
         that could not be read (a newer version's).
         """
-        over = {t.facts.transfer for t in self.transfers.values() if not t.state.holds_slot}
-        known = self._services.journal.known()
+        over = {t.facts.transfer: t.facts.server for t in self.transfers.values() if not t.state.holds_slot}
+        known, now = self._services.journal.known(), self._services.now()
         for leftover in self._services.volumes.leftovers():
             if leftover.transfer in over:
-                log.info("removing the staging directory of transfer %s", leftover.transfer)
-                leftover.remove()
+                log.info("clearing the staging directory of transfer %s", leftover.transfer)
+                leftover.clear(over[leftover.transfer], now)
             elif leftover.transfer not in known:
                 place = leftover.layout.staging_root / leftover.transfer
                 log.warning("%s is of a transfer that this node knows nothing of; left where it is", place)
-        self._services.volumes.purge(self._services.now())
+        busy = {t.facts.server for t in self.transfers.values() if t.state.holds_slot}
+        for directory in self._services.volumes.filed:
+            put_back_leftovers(directory, busy)
+        self._services.volumes.purge(now)
 
     async def keep_house(self, interval_s: float = 300.0) -> None:
         """Purge trash that is old enough, for ever."""

@@ -23,9 +23,18 @@ class Leftover(msgspec.Struct, frozen=True):
 
     layout: VolumeLayout
     transfer: str
+    is_filed: bool = False  # of single files that came with a server, such as its backups
 
-    def remove(self) -> None:
-        remove_staging(self.layout, self.transfer)
+    def clear(self, server: str, now_s: float) -> None:
+        """Remove it; files that could not be filed may be the only copy and go to the trash.
+
+        Raises HostFailed (`disk.failed`).
+        """
+        if self.is_filed:
+            layout = filing_layout(self.layout.staging_root.parent, self.transfer)
+            move_to_trash(layout, server, f"not-filed-{self.transfer}", now_s=now_s)
+        else:
+            remove_staging(self.layout, self.transfer)
 
 
 class Volumes:
@@ -67,7 +76,17 @@ class Volumes:
 
     def leftovers(self) -> list[Leftover]:
         """Every staging directory on this node."""
-        return [Leftover(layout, transfer) for layout in self.layouts() for transfer in list_staging(layout)]
+        filed = {filing_layout(directory, "any").staging_root for directory in self._filed}
+        return [
+            Leftover(layout, transfer, layout.staging_root in filed)
+            for layout in self.layouts()
+            for transfer in list_staging(layout)
+        ]
+
+    @property
+    def filed(self) -> list[Path]:
+        """The directories of single files that come with servers."""
+        return list(self._filed)
 
     def trash(self, server: str, label: str, now_s: float) -> TrashItem | None:
         """Move a server's volume aside, durable; nothing there is fine. With `retain_s` 0 it is purged at once.
