@@ -152,7 +152,6 @@ async def _control(shared: Shared, services: Services, auth: NodeAuth) -> Contro
         subjects=shared.subjects,
         entry=entry.entry,
         max_bytes=settings.limits.max_json_bytes,
-        now=time.time,
     )
     shown = {"node": node, "epoch": shared.epoch, "protocol": str(PROTOCOL_VERSION)}
     may_create = nats.directory is Provision.CREATE

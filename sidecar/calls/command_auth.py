@@ -2,7 +2,8 @@
 
 A command token is HS256 with the node token; `aud` is the node, `scope` names the command or all (`command`), `jti` is
 its own, `exp` is near. It counts once. Its id is remembered in memory for as long as it lives; a node that has been
-restarted remembers none, and therefore takes no token that was issued before its start. That costs a caller whose
+restarted remembers none, and therefore takes no token that was issued before its start, nor one that was issued more
+than `MAX_AHEAD_S` in the future, which would outlive that rule. That costs a caller whose
 clock is behind a few seconds of patience after a restart; a file of ids would cost an fsync a command, and an attacker
 who records tokens gains nothing by the one or the other.
 """
@@ -16,6 +17,7 @@ from typing import Final
 from sidecar.calls.auth import CommandClaims, NodeAuth
 from sidecar.errors import Refused
 
+MAX_AHEAD_S: Final = 2.0  # a caller's clock may be that far ahead
 MAX_LIVE_TOKENS: Final = 20_000  # used and not yet expired; some 200 bytes each, and only good ones are kept
 
 
@@ -51,6 +53,8 @@ class CommandAuth:
             self._used.discard(heapq.heappop(self._by_end)[1])
         if claims.token_id in self._used:
             raise Refused("auth.jwt_replayed", "The token has been used before; each command needs its own.")
+        if claims.issued_at > now + MAX_AHEAD_S:
+            raise Refused("auth.jwt", "The token was issued in the future; compare the clocks of caller and node.")
         if claims.issued_at < self._started_at:
             raise Refused("auth.jwt_replayed", "The token is older than this node's start, so it may have been used.")
         if len(self._used) >= MAX_LIVE_TOKENS:

@@ -30,10 +30,11 @@ class StartTransfer(msgspec.Struct, frozen=True, kw_only=True):
     backup_form: Literal["pelican", "calagopus"] = "pelican"  # the names that the destination's family knows
     delete_backups: bool = False  # those that the destination is known to have kept
     key: str | None = None  # a caller's name for this request: one transfer, however often it comes
+    expires_at: float | None = None  # seconds since 1970: a transfer that could only begin later is not wanted any more
 
     def digest(self) -> str:
         """What tells this request from another one with the same key: SHA-256, hexadecimal."""
-        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, key=None))).hexdigest()
+        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, key=None, expires_at=None))).hexdigest()
 
     def __repr__(self) -> str:
         return f"StartTransfer(server={self.server!r}, url={self.url!r}, token=***)"
@@ -88,8 +89,8 @@ class Transfers(Protocol):
         With `respond_async` it returns before the stop. With a `caller` that hangs up before the return nothing is
         started, and the server runs again if it ran. A request with a `key` that has begun a transfer before, at any
         time that this node remembers, begins nothing and returns that transfer.
-        Raises Refused (`server.unknown`, `transfer.exists`, `transfer.quarantine`, `transfer.too_many`,
-        `destination.not_allowed`, `request.invalid`, `request.key_reused`, `node.fenced`), HostFailed
+        Raises Refused (`request.expired`, `server.unknown`, `transfer.exists`, `transfer.quarantine`,
+        `transfer.too_many`, `destination.not_allowed`, `request.invalid`, `request.key_reused`, `node.fenced`), HostFailed
         (`server.stop_timeout` ...).
         """
 

@@ -71,6 +71,8 @@ class Node:
         return self._roster.transfers[await self._roster.keys.once(request, begun)].view()
 
     async def _start(self, request: StartTransfer, caller: Caller | None, *, respond_async: bool) -> TransferView:
+        if request.expires_at is not None and self._services.now() >= request.expires_at:
+            raise Refused("request.expired", "The command's expires_at has passed; nothing was started.")
         self._roster.refuse_where_barred()
         if not await self._services.in_thread(self._services.volumes.has, request.server):
             raise Refused("server.unknown", "The requested resource does not exist on this instance.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Literal
 
@@ -111,6 +112,8 @@ class FakeTransfers:
 
     async def start(self, request: StartTransfer, *, caller: Caller | None, respond_async: bool) -> TransferView:
         self._maybe_fail("start")
+        if request.expires_at is not None and time.time() >= request.expires_at:
+            raise Refused("request.expired", "The command's expires_at has passed; nothing was started.")
         self.started.append((request, caller, respond_async))
         if self.starter is not None:
             await self.starter(caller)

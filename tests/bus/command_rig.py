@@ -169,7 +169,6 @@ async def commanded(
         subjects=subjects,
         entry=maker.entry,
         max_bytes=max_bytes,
-        now=now,
     )
 
     async def on_connected(client: Client) -> None:

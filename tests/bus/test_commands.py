@@ -197,6 +197,7 @@ async def test_tokens(tmp_path: Path) -> None:
                 (command_token(jti="x" * 129), "auth.jwt"),
                 (command_token(jti=7), "auth.jwt"),
                 (command_token(iat=None), "auth.jwt"),
+                (command_token(iat=now + 60), "auth.jwt"),  # it would outlive the rule of the next line
                 (command_token(iat=now - 3600), "auth.jwt_replayed"),  # older than the node: perhaps used before
                 ("a.b.c", "auth.jwt"),
                 ("wrong", "auth.token"),

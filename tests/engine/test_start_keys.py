@@ -52,6 +52,18 @@ async def test_the_same_key_begins_one_transfer(tmp_path: Path) -> None:
 
 
 @in_loop
+async def test_an_expired_start_begins_nothing_and_a_known_key_is_answered_all_the_same(tmp_path: Path) -> None:
+    async with running_node(tmp_path / "b", "b") as b, running_node(tmp_path / "a", "a") as a:
+        grow_world(a.volume())
+        with pytest.raises(Refused) as expired:
+            await start(a, msgspec.structs.replace(keyed(b), expires_at=1.0))
+        assert expired.value.code == "request.expired" and a.node.views() == []
+        begun = await start(a, msgspec.structs.replace(keyed(b), expires_at=a.services.now() + 60))
+        await a.settled()
+        assert (await start(a, msgspec.structs.replace(keyed(b), expires_at=1.0))).transfer == begun.transfer
+
+
+@in_loop
 async def test_a_refused_start_leaves_its_key_free(tmp_path: Path) -> None:
     async with running_node(tmp_path / "b", "b") as b, running_node(tmp_path / "a", "a") as a:
         request = keyed(b)
