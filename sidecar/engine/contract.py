@@ -90,8 +90,8 @@ class Transfers(Protocol):
         started, and the server runs again if it ran. A request with a `key` that has begun a transfer before, at any
         time that this node remembers, begins nothing and returns that transfer.
         Raises Refused (`request.expired`, `server.unknown`, `transfer.exists`, `transfer.quarantine`,
-        `transfer.too_many`, `destination.not_allowed`, `request.invalid`, `request.key_reused`, `node.fenced`), HostFailed
-        (`server.stop_timeout` ...).
+        `transfer.too_many`, `destination.not_allowed`, `request.invalid`, `request.key_reused`, `node.fenced`),
+        HostFailed (`server.stop_timeout` ...).
         """
 
     async def receive(self, upload: IncomingUpload) -> TransferView:
