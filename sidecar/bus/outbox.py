@@ -307,7 +307,7 @@ class Outbox:
                 _log.warning("outbox: above its budget; dropped %d %s events that were not sent", count, kind.value)
 
     def _note_ack(self, file: OutboxFile, number: int) -> None:
-        if number < file.acked:  # the broker has lost some: they are sent again
+        if self._acks and file.acked < self._acks[-1][0]:  # the broker had lost some: these were sent again
             self._acks.clear()
         file.set_acked(number)
         now = self._monotonic()

@@ -162,6 +162,25 @@ async def test_acknowledged_events_are_kept_for_some_time(tmp_path: Path) -> Non
         assert await rows(box) == []
 
 
+@patiently
+async def test_what_was_sent_again_is_kept_from_then_on(tmp_path: Path) -> None:
+    """The broker lost it once, and may lose it again: when it was acknowledged first does not count."""
+    now = 0.0
+    async with outbox(tmp_path, monotonic=lambda: now, keep_s=600.0) as box:
+        box.take(log_event("x"))
+        await box.wait_written()
+        await box.acknowledged(1)
+        now = 599.0
+        await box.ask(lambda file: file.set_acked(0))
+        await box.acknowledged(1)
+        now = 601.0
+        await box.ask(box._sweep)
+        assert len(await rows(box)) == 1
+        now = 1200.0
+        await box.ask(box._sweep)
+        assert await rows(box) == []
+
+
 def test_a_disk_that_takes_nothing_costs_no_status(tmp_path: Path) -> None:
     """In memory meanwhile: bounded, progress first; the gap shows when it works again."""
     directory = tmp_path / "state"
