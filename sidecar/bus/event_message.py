@@ -100,15 +100,17 @@ def read_id(node: str, text: str) -> tuple[str, int] | None:
     return found["epoch"], int(found["number"])
 
 
-def headers_of(node: str, row: Row) -> dict[str, str]:
+def headers_of(node: str, row: Row, again: str = "") -> dict[str, str]:
     """CloudEvents, binary mode (NATS protocol binding), and the broker's own key for dropping repeats.
+
+    `again`: what makes that key another one, where the broker is to store the event a second time.
 
     All words of ours: nothing that a stranger wrote is in a header.
     """
     at = datetime.fromtimestamp(row.time, UTC)
     identity = event_id(node, row.epoch, row.number)
     return {
-        "Nats-Msg-Id": identity,
+        "Nats-Msg-Id": identity + again,
         "ce-specversion": "1.0",
         "ce-id": identity,
         "ce-source": f"/transfer-sidecar/{node}",

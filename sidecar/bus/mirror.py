@@ -76,6 +76,7 @@ class Mirror:
         self._refused: int | None = None  # the first event that the broker refused since then
         self._is_new = False
         self._stream_seq = 0  # of the last acknowledged event
+        self._early, self._replaced = 0, 0  # see `OutboxFile.begin_again`
         self._undeliverable = 0
         self._pause_s = PAUSE_MIN_S
         self._sent = 0
@@ -102,7 +103,7 @@ class Mirror:
                     return
                 await asyncio.sleep(0)  # the connection's supervisor sets the pace
             except _StreamIsNew:
-                _log.warning("bus mirror: the stream %s is another one now", self._stream.name)
+                pass  # `_resume` begins again
             except Held as held:
                 self._hold(held)
                 await self._pause()
@@ -144,8 +145,7 @@ class Mirror:
         had_stream = await self._outbox.ask(lambda file: file.has_stream)
         opened = await self._stream.open(had_stream=had_stream)
         if opened.is_kept:
-            await self._outbox.ask(OutboxFile.set_has_stream)
-            await self._resume()
+            await self._resume(opened.made)
         if opened != self._opened:
             _log.info("bus mirror: events are %s", "kept by the stream" if opened.is_kept else "published at most once")
         self._opened = opened
@@ -168,19 +168,34 @@ class Mirror:
         while True:
             await asyncio.sleep(random.uniform(0.75, 1.25) * self._look_s)
             self._opened = await self._stream.open(had_stream=had_stream)
+            if await self._is_other(self._opened.made):
+                raise _StreamIsNew
 
-    async def _resume(self) -> None:
-        """Begin after the newest of our events that the stream has."""
+    async def _is_other(self, made: int) -> bool:
+        return await self._outbox.ask(lambda file: file.is_other_stream(made))
+
+    async def _resume(self, made: int) -> None:
+        """Begin after the newest of our events that the stream, which was made then, has."""
+        is_new, self._is_new = self._is_new, False
+
+        def meet(file: OutboxFile) -> tuple[bool, int, int]:
+            is_other = is_new or file.is_other_stream(made)
+            file.begin_again(made) if is_other else file.set_stream(made)
+            return is_other, file.early, file.replaced
+
+        is_other, self._early, self._replaced = await self._outbox.ask(meet)
+        self._stream_seq = 0
+        if is_other:
+            _log.warning("bus mirror: the stream %s is another one now; sending everything again", self._stream.name)
         try:
             stored = await self._stream.last_stored()
         except NotTold:
             return  # repeats are all that can come of it
-        self._stream_seq = 0
-        refused, is_new = self._refused, self._is_new
+        refused = self._refused
 
         def decide(file: OutboxFile) -> tuple[int, int]:
             before = file.acked
-            place = file.place_of(*stored) if stored is not None and not is_new else None
+            place = file.place_of(*stored) if stored is not None else None
             if place is None:
                 file.set_acked(0)
             elif place < before:
@@ -188,13 +203,12 @@ class Mirror:
             else:
                 # What was under way when the connection broke: one window at most, whatever the id claims; and nothing
                 # beyond an event that the broker is known to lack.
-                known = [row.number for row in file.read(before, WINDOW) if row.number <= place]
+                known = [row.number for row in file.read(before, WINDOW) if file.early < row.number <= place]
                 known = [number for number in known if refused is None or number < refused]
                 file.set_acked(known[-1] if known else before)
             return before, file.acked
 
         before, after = await self._outbox.ask(decide)
-        self._is_new = False
         if after < before:
             _log.warning(
                 "bus mirror: the stream lacks events after %d that it had acknowledged; sending them again", after
@@ -283,7 +297,8 @@ class Mirror:
     def _messages(self, window: Sequence[Row], bound: int) -> list[Message]:
         made = []
         for row in window:
-            headers = headers_of(self._subjects.node, row)
+            again = f"-again{self._replaced}" if row.number <= self._early else ""
+            headers = headers_of(self._subjects.node, row, again)
             body = row.body
             room = bound - self._connection.message_bytes(b"", headers)
             if len(body) > room:

@@ -7,7 +7,8 @@ Every event of this node has a number, `number`, that counts without gaps and is
   the engine tells again after a restart is recognised by it.
 - `runs`: which run of the program (`epoch`) gave which numbers, oldest first. An event's id holds both, for at a power
   loss numbers of progress, which nobody syncs for, may be given again.
-- `marks`: up to where the broker has acknowledged everything.
+- `marks`: up to where the broker has acknowledged everything; by which stream, and what that one may have stored
+  before its time (see `begin_again`).
 
 A commit is synced (`synchronous=FULL`) where it holds a status or a log line. Progress is a hint: it is written, so
 that it survives the process, but no disk is made to sync for it.
@@ -94,6 +95,8 @@ class OutboxFile:
         path.chmod(0o600)
         self.acked = self._mark("acked")
         self.has_stream = bool(self._mark("stream"))
+        self.made = self._mark("made")
+        self.early, self.replaced = self._mark("early"), self._mark("replaced")
         self.last = max(self._mark("last"), self._one("SELECT coalesce(max(number), 0) FROM events"))
         self.bytes = self._one(f"SELECT coalesce(sum(length(body) + {ROW_BYTES}), 0) FROM events")
         self.waiting = self._count_waiting()
@@ -170,19 +173,33 @@ class OutboxFile:
             self.waiting -= self._one(passed, before, number)
         else:
             self.waiting = self._count_waiting()
-        self._write_mark("acked", number)
+        self._write_marks(acked=number)
 
-    def set_has_stream(self) -> None:
-        if not self.has_stream:
-            self.has_stream = True
-            self._write_mark("stream", 1)
+    def is_other_stream(self, made: int) -> bool:
+        """Whether a stream that was made then (0: not known) is not the one that acknowledged."""
+        return bool(made and self.made and made != self.made)
 
-    def _write_mark(self, name: str, value: int) -> None:
+    def set_stream(self, made: int) -> None:
+        """There is a stream, made then (0: not known)."""
+        if not self.has_stream or (made and made != self.made):
+            self.has_stream, self.made = True, made or self.made
+            self._write_marks(stream=1, made=self.made)
+
+    def begin_again(self, made: int) -> None:
+        """Nothing is acknowledged by a stream that was made then (0: not known). It may have some of what was given out
+        so far, before its time; that it has these says nothing about the older ones, not to the next run either."""
+        self.early, self.replaced, self.made = self.last, self.replaced + 1, made or self.made
+        self.acked = 0
+        self.waiting = self._count_waiting()
+        self._write_marks(acked=0, early=self.early, replaced=self.replaced, made=self.made)
+
+    def _write_marks(self, **marks: int) -> None:
         """A full disk is no reason to keep events from the broker."""
         try:
             self._db.execute("PRAGMA synchronous=NORMAL")
             with self._transaction():
-                self._set_mark(name, value)
+                for name, value in marks.items():
+                    self._set_mark(name, value)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
                 raise

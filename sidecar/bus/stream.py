@@ -11,6 +11,7 @@ while must not make anybody believe that its events have been kept.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -47,11 +48,13 @@ class NotTold(Exception):
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """How events are kept. differs: what the stream should be and is not, in words; max_message_bytes: 0, no bound."""
+    """How events are kept. differs: what the stream should be and is not, in words; max_message_bytes: 0, no bound;
+    made: when the stream was made, in Unix microseconds, which tells it from another of its name; 0: not known."""
 
     is_kept: bool = True  # False: core NATS, at most once
     differs: tuple[str, ...] = ()
     max_message_bytes: int = 0
+    made: int = 0
 
 
 def stream_config(name: str = DEFAULT_STREAM, root: str = "transfer") -> StreamConfig:
@@ -148,7 +151,9 @@ class EventStream:
 
     def _opened(self, info: StreamInfo) -> Opened:
         return Opened(
-            differs=differences(info.config, self._wanted), max_message_bytes=max(0, info.config.max_msg_size or 0)
+            differs=differences(info.config, self._wanted),
+            max_message_bytes=max(0, info.config.max_msg_size or 0),
+            made=_microseconds(info.created),
         )
 
     async def _create(self) -> Opened:
@@ -197,8 +202,12 @@ class EventStream:
         if headers is None:
             await self._connection.settle(ANSWER_S)
             raise NotTold
-        text = next((str(value) for name, value in headers.items() if name.lower() == "nats-msg-id"), "")
+        text = next((str(value) for name, value in headers.items() if name.lower() == "ce-id"), "")
         return read_id(self._subjects.node, text) or ("", 0)
+
+
+def _microseconds(at: datetime | None) -> int:
+    return round(at.timestamp() * 1_000_000) if at is not None else 0
 
 
 def _is_not_enabled(error: Exception) -> bool:

@@ -139,11 +139,9 @@ async def make_stream(client: Client, **changes: object) -> None:
 async def stored(client: Client, stream: str = DEFAULT_STREAM) -> list[RawStreamMsg]:
     """Everything in the stream, in order."""
     jsm = client.jsm()
-    info = await jsm.stream_info(stream)
-    found = []
-    for seq in range(info.state.first_seq, info.state.last_seq + 1):
-        found.append(await jsm.get_msg(stream, seq, direct=True))
-    return found
+    state = (await jsm.stream_info(stream)).state
+    seqs = range(state.first_seq, state.last_seq + 1) if state.messages else ()
+    return [await jsm.get_msg(stream, seq, direct=True) for seq in seqs]
 
 
 def ids(messages: list[RawStreamMsg]) -> list[str]:
