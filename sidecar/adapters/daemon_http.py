@@ -317,6 +317,7 @@ class HttpDaemon:
     async def was_started_after(self, time_s: float) -> bool:
         """Whether it takes a console's token of now, and none of that time: they refuse what is older than they are.
 
+        Both are asked twice, in turns: where a refusal is a closed socket, one that broke by chance must prove nothing.
         It takes any other server of the daemon to ask, and the panel's address. Looking changes nothing.
         """
         issued_s = int(time_s) + 1
@@ -341,8 +342,12 @@ class HttpDaemon:
                     now_s=now_s,
                     wait_s=self._call_timeout_s,
                     checks_certificate=self._checks_certificate,
+                    closes=await self.kind() is DaemonKind.CALAGOPUS,
                 )
-                return await asked(issued_s=now_s) is True and await asked(issued_s=issued_s) is False
+                for _ in range(2):
+                    if await asked(issued_s=now_s) is not True or await asked(issued_s=issued_s) is not False:
+                        return False
+                return await asked(issued_s=now_s) is True
         return False
 
     async def is_stuck(self, server: str) -> bool | None:

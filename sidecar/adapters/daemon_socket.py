@@ -74,24 +74,33 @@ async def accepts_token(
     now_s: int,
     wait_s: float,
     checks_certificate: bool,
+    closes: bool,
 ) -> bool | None:
     """Whether a console's token that was issued at `issued_s` is taken, for a server that the daemon knows.
 
-    Returns None where the socket does not say. Raises HostFailed (`daemon.unreachable`).
+    Args: closes: the daemon is of the family that closes the socket instead of refusing in words.
+
+    Returns None where the socket does not say: a lost connection and an error inside the daemon refuse no token.
+    Raises HostFailed (`daemon.unreachable`).
     """
+    refused = False if closes else None
     token = mint_socket_token(server, key=key, audience=url, now_s=issued_s, valid_s=now_s - issued_s + _VALID_S)
     try:
         async with asyncio.timeout(wait_s), _console(url, server, origin, checks_certificate) as socket:
             await socket.send(msgspec.json.encode({"event": "auth", "args": [token]}).decode())
             async for raw in socket:
-                event = _MESSAGE.decode(raw).event
-                if event == "auth success" or event in _REFUSALS:
-                    return event == "auth success"
-            return False  # one family closes
+                match _MESSAGE.decode(raw).event:
+                    case "auth success":
+                        return True
+                    case "jwt error":
+                        return False
+                    case "daemon error":
+                        return None
+            return refused
     except TimeoutError:
         return None
     except ConnectionClosed:
-        return False
+        return refused
     except (OSError, WebSocketException) as error:
         raise HostFailed("daemon.unreachable", f"the node daemon's console socket failed: {error}") from error
     except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -14,6 +14,7 @@ import pytest
 
 from sidecar.adapters.daemon_hand_over import hand_over_pieces, mint_token
 from sidecar.adapters.daemon_http import DaemonKind, DaemonState, HttpDaemon, PowerAction, kind_of
+from sidecar.demo.daemon_console import Console
 from sidecar.demo.daemon_receipt import parts_of
 from sidecar.demo.loopback import LoopbackServer
 from sidecar.demo.panel_documents import Family
@@ -560,6 +561,38 @@ def test_daemon_and_sidecar_restarted_in_the_middle_of_a_deletion(
                     with pytest.raises(HostFailed, match="remove the empty directory"):
                         await later.forget(at.server)
                     assert at.volume.is_dir()
+
+    run(scenario)
+
+
+@FAMILIES
+@pytest.mark.parametrize("lost", range(2))
+def test_a_lost_connection_is_no_restart_of_the_daemon(
+    family: Family, lost: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symptom: a console that breaks once lets us take a deletion for dead that is under way."""
+
+    async def scenario() -> None:
+        async with scene(family, tmp_path) as at:
+            sockets = 0
+            run_console = Console.run
+
+            async def run(console: Console) -> None:
+                nonlocal sockets
+                sockets += 1
+                if sockets == lost + 1:
+                    await console._socket.accept()
+                    await console._socket.close(1011)
+                else:
+                    await run_console(console)
+
+            monkeypatch.setattr(Console, "run", run)
+            at.panel.add_server(str(uuid.uuid4()), "b")
+            await at.daemon.restart()
+            await until(lambda: time.time() > int(at.daemon.booted) + 2)
+            assert not await at.http.was_started_after(at.daemon.booted)
+            await at.daemon.restart()
+            assert await at.http.was_started_after(at.daemon.booted - 3)
 
     run(scenario)
 
