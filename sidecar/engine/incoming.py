@@ -51,8 +51,9 @@ class Incoming(Transfer):
         upload: IncomingUpload | None = None,
         has_departed: bool = False,
         seq: int = 0,
+        told: int = 0,
     ) -> None:
-        super().__init__(services, state, facts, seq=seq)
+        super().__init__(services, state, facts, seq=seq, told=told)
         self._upload = upload
         self._has_departed = has_departed  # what is at the volume's place is known to belong to another node
         self._layout = services.volumes.layout(facts.server)

@@ -57,8 +57,9 @@ class Outgoing(Transfer):
         token: str = "",
         caller: Caller | None = None,
         seq: int = 0,
+        told: int = 0,
     ) -> None:
-        super().__init__(services, state, facts, seq=seq)
+        super().__init__(services, state, facts, seq=seq, told=told)
         self._target = target  # None after a restart: nothing is sent any more
         self._token = token
         self._caller = caller

@@ -108,9 +108,10 @@ class Roster:
     def _revive(self, found: Recovered) -> Transfer:
         record = found.record
         state = assume_the_worse(record.state) if found.is_damaged else record.state
+        told = found.statuses[-1].seq if state == record.state else record.seq
         if isinstance(record.facts, OutgoingFacts):
-            return Outgoing(self._services, state, record.facts, seq=record.seq)
-        return Incoming(self._services, state, record.facts, seq=record.seq)
+            return Outgoing(self._services, state, record.facts, seq=record.seq, told=told)
+        return Incoming(self._services, state, record.facts, seq=record.seq, told=told)
 
     def _sweep(self) -> None:
         """In a thread: staging directories that no transfer will ask for again; trash that is old enough.

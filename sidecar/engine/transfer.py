@@ -47,9 +47,12 @@ Perform = Callable[[], Awaitable[Event]]
 
 
 class Transfer(ABC):
-    """The driver. `begin` once, then `run` in a task; `ask` from anywhere in the same loop."""
+    """The driver. `begin` once, then `run` in a task; `ask` from anywhere in the same loop.
 
-    def __init__(self, services: Services, state: State, facts: Facts, *, seq: int = 0) -> None:
+    Args: seq, of the journal's newest record; told, of the one that changed the status last.
+    """
+
+    def __init__(self, services: Services, state: State, facts: Facts, *, seq: int = 0, told: int = 0) -> None:
         self.services = services
         self.state = state
         self.facts = facts
@@ -60,7 +63,7 @@ class Transfer(ABC):
         self.backoff = Backoff(services.timings)
         self.failure_facts: dict[str, Fact] = {}
         self._accepted_monotonic = asyncio.get_running_loop().time()  # after a restart: counted anew (S4)
-        self._seq = seq
+        self._seq, self._told = seq, told
         self._inbox: asyncio.Queue[tuple[Event | None, asyncio.Future[bool] | None]] = asyncio.Queue()
         self._writing = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -278,6 +281,7 @@ class Transfer(ABC):
         self.log.info("%s -> %s (%s)", old.stage, new.stage, new.status)
 
     def _say_status(self) -> None:
+        self._told = self._seq
         self.services.hub.publish(self.told(self.state, decision=self._seq, time=self.services.now()))
 
     def told(self, state: State, *, decision: int, time: float) -> TransferEvent:
@@ -298,7 +302,7 @@ class Transfer(ABC):
 
     def tell_again(self) -> None:
         """Whoever keeps events may have lost the present status."""
-        self.services.hub.republish([self.told(self.state, decision=self._seq, time=self.updated_at)])
+        self.services.hub.republish([self.told(self.state, decision=self._told, time=self.updated_at)])
 
     def say(self, text: str) -> None:
         """One log line for the people who watch this transfer."""

@@ -12,7 +12,7 @@ from sidecar.bus.outbox import Outbox
 from sidecar.lifecycle.statuses import Status
 from sidecar.views import EventKind, TransferEvent
 from tests.bus.event_rig import outbox, patiently
-from tests.engine.rig import Rig, grow_world, request_to, running_node
+from tests.engine.rig import SERVER, Rig, grow_world, request_to, running_node
 
 
 class Recorder:
@@ -53,7 +53,7 @@ async def test_the_journal_tells_the_statuses_that_were_told(tmp_path: Path) -> 
         assert [msgspec.structs.replace(event, time=0) for event in again] == [
             msgspec.structs.replace(event, time=0) for event in told
         ]
-        a.node.tell_statuses()  # what a lost outbox asks for
+        a.node.tell_statuses()  # what a lost outbox asks for; where it is not lost after all, its number is known
         assert second.again[1] == [msgspec.structs.replace(again[-1], stage="ended", time=second.again[1][0].time)]
 
 
@@ -83,3 +83,19 @@ async def test_an_outbox_that_missed_the_end_is_told_it_once(tmp_path: Path) -> 
             found = await lines_of(box)
             assert [status for status, _ in found if status] == ["pending", "processing", "completed"]
             assert [seq for _, seq in found] == list(range(1, len(found) + 1))
+
+
+@patiently
+async def test_an_outbox_that_lost_nothing_is_told_no_status_twice(tmp_path: Path) -> None:
+    """After the end more is written down, here that the panel deleted the server: that record tells no status."""
+    async with running_node(tmp_path / "b", "b") as b, outbox(tmp_path) as box:
+        async with running_node(tmp_path / "a", "a", ledger=box) as a:
+            await move(a, b)
+            await a.node.delete_server(SERVER)
+            found = await lines_of(box)
+            assert [status for status, _ in found if status] == ["pending", "processing", "completed"]
+            a.node.tell_statuses()
+            assert await lines_of(box) == found
+        async with running_node(tmp_path / "a", "a", ledger=box) as a:
+            a.node.tell_statuses()
+            assert await lines_of(box) == found
