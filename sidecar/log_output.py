@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
 
 _TAGS = ("transfer", "server", "request_id")  # what `extra` may carry
 
@@ -16,9 +17,13 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(record.created))
         name = record.name.removeprefix("sidecar.")
-        tags = "".join(f" {tag}={value}" for tag in _TAGS if (value := getattr(record, tag, None)) is not None)
+        tags = "".join(
+            f" {tag}={one_line(str(value))}" for tag in _TAGS if (value := getattr(record, tag, None)) is not None
+        )
         line = f"{stamp}.{int(record.msecs):03d} {record.levelname} {name} {one_line(record.getMessage())}{tags}"
-        return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
+        if record.exc_info is None:
+            return line
+        return "\n".join([line, *indented(self.formatException(record.exc_info))])
 
 
 class JsonFormatter(logging.Formatter):
@@ -31,15 +36,25 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        fields.update({tag: value for tag in _TAGS if (value := getattr(record, tag, None)) is not None})
+        fields.update(_tags(record))
         if record.exc_info is not None:
             fields["traceback"] = self.formatException(record.exc_info)
         return json.dumps(fields, ensure_ascii=True)
 
 
+def _tags(record: logging.LogRecord) -> list[tuple[str, object]]:
+    return [(tag, value) for tag in _TAGS if (value := getattr(record, tag, None)) is not None]
+
+
 def one_line(message: str) -> str:
     """A message with its line breaks and other control characters escaped: it cannot forge a second line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+
+
+def indented(traceback: str) -> Iterator[str]:
+    """Its lines, none of which can be taken for a line of the log: an error's text may be a stranger's."""
+    for line in traceback.split("\n"):
+        yield f"    {one_line(line)}"
 
 
 def set_up(level: str, form: str) -> None:
