@@ -24,6 +24,7 @@ from tests.api.node import in_loop, node
 from tests.api.tokens import NODE_TOKEN, bearer
 from tests.bus.broker import broker
 from tests.bus.command_rig import BODY, NODE, QUICK, asking, bus_settings, command_token, commanded
+from tests.bus.configured import PASSWORDS, configured
 from tests.engine.rig import SERVER as RIG_SERVER
 from tests.engine.rig import grow_world, request_to, running_node
 
@@ -393,35 +394,26 @@ async def test_leaving_never_waits_for_a_broker_that_is_gone(tmp_path: Path, is_
 
 
 @in_loop
-async def test_the_documented_permissions_suffice(tmp_path: Path) -> None:
-    """Those of the table in `docs/PROTOCOL.md`; a panel's user reaches commands and nothing of the node's own."""
-    store = tmp_path / "store"
-    accounts = f"""jetstream {{ store_dir: "{store}" }}
-    authorization {{ users: [
-      {{ user: admin, password: p }},
-      {{ user: node, password: p, permissions: {{ allow_responses: true,
-         publish: ["transfer.v1.event.node-a.>", "transfer.v1.command.node-a.self.>", "$KV.transfer_nodes.node-a",
-                   "$JS.API.STREAM.INFO.*", "$JS.API.DIRECT.GET.>", "$JS.API.STREAM.MSG.GET.KV_transfer_nodes"],
-         subscribe: ["transfer.v1.command.node-a.>", "transfer.v1.command._all.>", "$SRV.>", "_INBOX_node-a.>"] }} }},
-      {{ user: panel, password: p, permissions: {{
-         publish: ["transfer.v1.command.*.*", "$SRV.*.transfer-sidecar"], subscribe: ["_INBOX_panel.>"] }} }} ] }}"""
-    with broker(tmp_path, accounts) as server:
-        await server.wait_listening()
-        async with asking(server.url, user="admin", password="p") as admin:
-            await admin.client.jetstream().create_key_value(bucket="transfer_nodes", ttl=35.0, history=1)
-            panel = asking(server.url, user="panel", password="p", inbox_prefix="_INBOX_panel")
-            async with commanded(server.url, directory="verify", user="node", password="p") as node, panel as asker:
-                await node.wait_ready()
-                facts = await node.control.check()
-                assert (facts["standing"], facts["directory"], facts["commands"]) == ("held", "ok", True)
-                assert await asker.code("list") == ""
-                assert await asker.code("list", node="_all") == ""
-                assert json.loads((await asker.client.request("$SRV.PING.transfer-sidecar")).data)["name"]
-                await asker.client.publish("transfer.v1.command.node-a.self.here", b'{"epoch": "forged"}')
-                await asker.client.flush()
-                assert await asker.code("list") == ""
-                assert "rival" not in node.control.facts()
-                assert node.connection.facts()["denied"] == 0
+async def test_the_shipped_permissions_suffice(tmp_path: Path) -> None:
+    """Those of `docker/nats/`; a panel's user reaches commands and nothing of the node's own."""
+    async with configured(tmp_path) as server:
+        async with asking(server.url, user="admin", password=PASSWORDS["admin"]) as admin:
+            await admin.client.jetstream().create_key_value(bucket="transfer_nodes", ttl=35.0, history=1, direct=True)
+        word = PASSWORDS[NODE]
+        panel = asking(server.url, user="panel", password=PASSWORDS["panel"], inbox_prefix="_INBOX_panel")
+        async with commanded(server.url, directory="verify", user=NODE, password=word) as node, panel as asker:
+            await node.wait_ready()
+            facts = await node.control.check()
+            assert (facts["standing"], facts["directory"], facts["commands"]) == ("held", "ok", True)
+            assert await asker.code("list") == ""
+            assert await asker.code("list", node="_all") == ""
+            assert json.loads((await asker.client.request("$SRV.PING.transfer-sidecar")).data)["name"]
+            assert server.denied == []
+            await asker.client.publish("transfer.v1.command.node-a.self.here", b'{"epoch": "forged"}')
+            await asker.client.flush()
+            assert await asker.code("list") == ""
+            assert "rival" not in node.control.facts()
+            assert node.connection.facts()["denied"] == 0 and len(server.denied) == 1
 
 
 @in_loop
