@@ -77,6 +77,7 @@ class Mirror:
         self._is_new = False
         self._stream_seq = 0  # of the last acknowledged event
         self._early, self._replaced = 0, 0  # see `OutboxFile.begin_again`
+        self._given_up: dict[str, None] = {}  # the newest events that no broker would take, by id: each counts once
         self._undeliverable = 0
         self._pause_s = PAUSE_MIN_S
         self._sent = 0
@@ -312,6 +313,11 @@ class Mirror:
         return made
 
     def _give_up(self, row: Row, words: str) -> None:
-        self._undeliverable += 1
         name = event_id(self._subjects.node, row.epoch, row.number)
+        if name in self._given_up:  # its window came again
+            return
+        if len(self._given_up) >= READ:
+            del self._given_up[next(iter(self._given_up))]
+        self._given_up[name] = None
+        self._undeliverable += 1
         _log.error("bus mirror: the event %s cannot be published: %s", name, words, extra={"transfer": row.transfer})

@@ -354,8 +354,14 @@ async def test_events_that_no_broker_takes_stop_nothing(tmp_path: Path) -> None:
             assert m.connection.connections == 1
             async with looking(server) as client:
                 found = await stored(client)
-            assert numbers(found) == [1, 2, 4]
-            assert m.mirror.facts().undeliverable == 1
+                assert numbers(found) == [1, 2, 4]
+                assert m.mirror.facts().undeliverable == 1
+                await client.jsm().delete_stream(DEFAULT_STREAM)
+                await make_stream(client)
+                m.take(status_event(5, Status.COMPLETED))
+                await until(lambda: m.acked == 5)
+                assert sorted(numbers(await stored(client))) == [1, 2, 4, 5]
+            assert m.mirror.facts().undeliverable == 1  # it was met again, and is still one
 
 
 @patiently
