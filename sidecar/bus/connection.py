@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import socket
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
 from types import TracebackType
@@ -249,8 +252,10 @@ class BusConnection:
         try:
             if not await first(self._attempt(link), self._is_stopping.wait(), bound_s):
                 raise nats.errors.TimeoutError
-        except BaseException:
+        except BaseException as error:
             await self._discard(link.client)
+            if isinstance(error, nats.errors.NoServersError) and isinstance(link.error, _BUS_ERRORS):
+                raise link.error from error  # it says why
             raise
         return link
 
@@ -327,6 +332,7 @@ class BusConnection:
             self._changed.notify_all()
 
     async def _on_error(self, link: Link, error: Exception) -> None:
+        link.error = error
         words = str(error).lower()
         if "permissions violation" in words:  # the library has no class for it; the broker drops it all
             self._denied += 1
@@ -355,4 +361,12 @@ async def check_bus(connection: BusConnection) -> dict[str, Any]:
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:300] if str(error) else type(error).__name__
+    """For people: without the library's name, and with its class only where that is all or it is nobody's word."""
+    if isinstance(error, socket.gaierror):
+        return error.strerror or "the name is not known"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)  # its own says what call failed
+    text = str(error).removeprefix("nats: ")[:300]
+    if not text:
+        return type(error).__name__
+    return text if isinstance(error, (OSError, nats.errors.Error)) else f"{type(error).__name__}: {text}"

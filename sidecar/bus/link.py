@@ -26,6 +26,7 @@ class Link:
     def __init__(self) -> None:
         self.client = Client()
         self.is_broken = asyncio.Event()
+        self.error: Exception | None = None  # the newest that the library told of, and did not raise
         self.denials: list[str] = []  # what the broker refused on it, in the broker's words; the last of them
         self.is_denied = asyncio.Event()  # anything of that is new
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import re
 import signal
 import sys
 import time
@@ -40,7 +39,6 @@ FIRST_ANSWER_S: Final = 15.0  # `--once` waits so long for the broker and for al
 _DRAW_EVERY_S: Final = 0.2
 _PLAIN_PROGRESS_S: Final = 5.0
 _MAX_SEEN: Final = 65_536  # ids of events, to drop repeats by
-_CLASS: Final = re.compile(r"^\w+: (nats: )?")  # what an error is to a programmer
 _GONE_S: Final = 0.5  # a connection that is away for less is not worth a word
 
 
@@ -181,7 +179,7 @@ class _Bus:
         if now - self._away_since < _GONE_S:
             return ""
         doing, known = ("reconnecting", "; below is what was known then") if watch.connections else ("connecting", "")
-        because = f" ({_CLASS.sub('', watch.last_error)})" if watch.last_error else ""
+        because = f" ({watch.last_error})" if watch.last_error else ""
         return f"{doing} since {duration(now - self._away_since)}{because}{known}"
 
 
