@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import jwt
@@ -23,6 +23,8 @@ from sidecar.bus.directory import bucket_name
 from sidecar.bus.messages import NodeEntry
 from sidecar.bus.settings import BusSettings
 from sidecar.bus.subjects import Subjects
+
+T = TypeVar("T")
 
 TOKEN_S: Final = 60.0
 ANSWER_S: Final = 15.0
@@ -40,6 +42,40 @@ class NodeRefused(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{message} ({code})")
         self.code = code
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """What `start` and `cancel` answer, as far as it is shown; of any version of the program."""
+
+    transfer: str
+    status: str
+
+
+class ListedProgress(msgspec.Struct, frozen=True):
+    percent: float | None = None
+
+
+class ListedTransfer(msgspec.Struct, frozen=True):
+    server: str
+    direction: str
+    status: str
+    progress: ListedProgress = ListedProgress()
+    peer: str | None = None
+    reason: str | None = None
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """What `list` answers, as far as it is shown."""
+
+    transfers: tuple[ListedTransfer, ...]
+
+
+def understood(node: str, answer: dict[str, Any], form: type[T]) -> T:
+    """A node's answer in its form. Raises NotReached where it has another."""
+    try:
+        return msgspec.convert(answer, form)
+    except msgspec.ValidationError as error:
+        raise NotReached(f"{node}: its answer is not understood: {error}") from error
 
 
 class Asker:

@@ -63,7 +63,7 @@ def nodes(nats: NatsOption = None, config: ConfigOption = None, as_json: JsonOpt
     if as_json:
         import msgspec
 
-        typer.echo(msgspec.json.encode(found).decode())
+        typer.echo(json.dumps(msgspec.to_builtins(found)))  # in plain characters
         return
     rows = [("NODE", "VERSION", "SENDS", "RECEIVES", "FREE", "URL")]
     rows += [
@@ -118,8 +118,12 @@ def list_transfers(
     if as_json:
         typer.echo(json.dumps(answer))
         return
+    from sidecar.bus.asking import Listed
+
     rows: list[tuple[str, ...]] = [("SERVER", "DIRECTION", "STATUS", "PERCENT", "PEER", "REASON")]
-    rows += [_row(view) for view in answer["transfers"]]
+    for one in _understood(node, answer, Listed).transfers:
+        percent = "-" if one.progress.percent is None else f"{one.progress.percent:.0f}"
+        rows.append((one.server, one.direction, one.status, percent, one.peer or "-", one.reason or "-"))
     _print(rows)
 
 
@@ -145,8 +149,7 @@ def cancel(
     token_file: TokenOption = None,
 ) -> None:
     """Cancel the transfer of a server, on the node that sends or receives it."""
-    answer = _command(node, "cancel", {"server": _uuid(server)}, nats, config, token_file)
-    typer.echo(f"{answer['transfer']}: {answer['status']}")
+    _say_begun(node, _command(node, "cancel", {"server": _uuid(server)}, nats, config, token_file))
 
 
 @app.command()
@@ -185,8 +188,7 @@ def start(
         "idempotency_key": str(uuid4()),
         "expires_at": now + START_S,
     }
-    answer = _command(node, "start", body, nats, config, token_file)
-    typer.echo(f"{answer['transfer']}: {answer['status']}")
+    _say_begun(node, _command(node, "start", body, nats, config, token_file))
 
 
 def _command(
@@ -251,16 +253,18 @@ def _broker(nats: str | None, config: Path | None) -> tuple[Any, Any]:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     import asyncio
+    import logging
 
     from sidecar.bus.asking import NodeRefused, NotReached
     from sidecar.engine.log_lines import printable
 
+    logging.getLogger().addHandler(logging.NullHandler())  # what is wrong is said once, at the end
     try:
         return asyncio.run(work)
     except NodeRefused as refused:
         fail(f"the node refused: {printable(str(refused))}")
     except NotReached as reason:
-        fail(str(reason))
+        fail(printable(str(reason)))
     except ValueError as wrong:  # a node id that cannot stand in a subject
         fail(str(wrong), EXIT_USAGE)
 
@@ -282,10 +286,21 @@ def _token(path: Path) -> str:
     return token
 
 
-def _row(view: dict[str, Any]) -> tuple[str, ...]:
-    percent = (view.get("progress") or {}).get("percent")
-    shown = (view["server"], view["direction"], view["status"], "-" if percent is None else f"{percent:.0f}")
-    return (*shown, view.get("peer") or "-", view.get("reason") or "-")
+def _understood(node: str, answer: dict[str, Any], form: type[T]) -> T:
+    from sidecar.bus.asking import NotReached, understood
+
+    try:
+        return understood(node, answer, form)
+    except NotReached as reason:
+        fail(str(reason))
+
+
+def _say_begun(node: str, answer: dict[str, Any]) -> None:
+    from sidecar.bus.asking import Begun
+    from sidecar.engine.log_lines import printable
+
+    begun = _understood(node, answer, Begun)
+    typer.echo(printable(f"{begun.transfer}: {begun.status}", max_chars=200))
 
 
 def _print(rows: Sequence[tuple[str, ...]]) -> None:
