@@ -158,7 +158,8 @@ async def _bus_moves(
     (directory / "nats").mkdir()
     async with run_nats(directory / "nats", jetstream=True) as broker:
         for number in range(options.rounds):
-            for name in BusIs:
+            names = list(BusIs)
+            for name in names[number % 3 :] + names[: number % 3]:  # each comes first as often as the others
                 section = bus.bus_section(name, broker.url)
                 moves[name].append(await ours.move(directory, Wire.OURS, content_bytes, options.gzip_level, section))
             _progress(console, number, moves)
