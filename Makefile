@@ -90,3 +90,4 @@ lock: ## write requirements/*.txt anew from pyproject.toml; all agree with lock.
 
 clean: ## remove what the targets above made
 	@rm -rf $(VENV) $(TOOLS) $(CHART) .venv-lock .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	@find docker/wheels -type f ! -name .gitignore -delete

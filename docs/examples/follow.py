@@ -1,4 +1,4 @@
-"""Follows all transfers across restarts of the broker and of itself. Needs nats-py, NATS_URL and perhaps NATS_INBOX."""
+"""Follows all transfers across restarts of the broker and of itself. Needs nats-py; NATS_URL and perhaps NATS_INBOX."""
 
 import asyncio
 import json
@@ -42,4 +42,4 @@ async def follow(url, inbox):
                 del kept[old]
 
 
-asyncio.run(follow(os.environ["NATS_URL"], os.environ.get("NATS_INBOX", "_INBOX")))
+asyncio.run(follow(os.environ.get("NATS_URL", "nats://127.0.0.1:4222"), os.environ.get("NATS_INBOX", "_INBOX")))

@@ -82,7 +82,7 @@ async def run_node(
     volumes, state, config, log = _places(directory)
     own: dict[str, dict[str, Any]] = {
         "node": {"id": name, "token_id": token_id, "token": token},
-        "api": {"host": "127.0.0.1", "port": port},
+        "api": {"host": "127.0.0.1", "port": port, "public_url": f"http://127.0.0.1:{port}"},
         "servers": {"volumes": volumes},
         "state": {"dir": state},
     }
