@@ -10,7 +10,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -349,45 +349,30 @@ def resolve(
     wings_config: WingsOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Decide a transfer in doubt, on the node that sent the server.
+    """Decide a transfer in doubt, on the node that waits for somebody to say how it ended.
 
-    A transfer is in doubt when all bytes were sent and neither the destination nor the panel could say how it ended.
-    The server then stays stopped here, its files untouched, until the panel answers. Use this only when it never will,
-    after looking at the destination with your own eyes.
+    A transfer is in doubt when all bytes were sent and neither the other node nor the panel could say how it ended.
+    The server then stays stopped on both, its files untouched, until the panel answers. Use this only when it never
+    will, after looking at both nodes with your own eyes, and say the same on each that waits. What it means for this
+    one is shown before anything is decided.
 
-    **completed**: the destination has the server. It is never started here again; its files stay here until they are
-    deleted.
+    **completed**: the destination has the server. The source never starts it again; the files there stay until they
+    are deleted.
 
-    **failed**: the destination does not have the server and will not get it. It belongs to this node again and may be
-    started here. If the destination does have it, **the world now exists twice**, and what is played on one of the two
-    is lost.
+    **failed**: the source has the server, as before; what arrived at the destination goes to the trash there.
+
+    If that is wrong, **the world exists twice**, and what is played on one of the two is lost.
 
     **Example**
 
         transfer-sidecar resolve 12345678-1234-1234-1234-123456789012 completed --config sidecar.toml
     """
-    from sidecar.cli.own_node import NoAnswer, ask
+    from sidecar.cli import resolving
 
     uuid = _server_uuid(server)
     if outcome not in ("completed", "failed"):
         fail(f"{outcome!r} is neither completed nor failed", EXIT_USAGE)
-    settings = load_settings(config, wings_config).settings
-    if not yes:
-        typer.echo(_CONSEQUENCES[outcome].format(server=uuid, node=settings.node.id), err=True)
-        try:
-            is_sure = typer.confirm("Is that so?", err=True)
-        except typer.Abort:  # no terminal to answer on
-            is_sure = False
-        if not is_sure:
-            fail("nothing was decided")
-    path = f"/api/servers/{uuid}/transfer/resolve"
-    try:
-        answer = ask(settings.api, "POST", path, token=settings.node.token, body={"outcome": outcome})
-    except NoAnswer as reason:
-        fail(f"the node was not reached: {reason}")
-    if not 200 <= answer.status < 300:
-        fail(f"the node refused ({answer.status}){answer.detail}")
-    typer.echo(f"{uuid}: {outcome}")
+    resolving.resolve(load_settings(config, wings_config).settings, uuid, outcome, ask_first=not yes)
 
 
 app.command()(bus_commands.nodes)
@@ -401,13 +386,6 @@ def _server_uuid(server: str) -> str:
         return str(UUID(server))
     except ValueError:
         fail(f"{server!r} is not the UUID of a server", EXIT_USAGE)
-
-
-_CONSEQUENCES: Final = {
-    "completed": "Server {server} will never be started on {node} again. The destination has it.",
-    "failed": "Server {server} will belong to {node} again and may be started there. The destination does not have it; "
-    "if it did, the world would exist twice.",
-}
 
 
 def main() -> None:

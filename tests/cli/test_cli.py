@@ -320,30 +320,53 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
 # resolve
 
 
-def test_resolve_tells_the_node_what_the_operator_knows() -> None:
+IN_DOUBT = {"in_doubt": True, "role": "source", "peer": "https://node-b.test"}
+TRANSFER_PATH = f"/api/servers/{UUID}/transfer"
+
+
+@pytest.mark.parametrize(
+    ("role", "outcome", "meaning"),
+    [
+        ("source", "completed", "will never be started on node-a again"),
+        ("source", "failed", "will belong to node-a again"),
+        ("destination", "completed", "will belong to node-a and may be started there"),
+        ("destination", "failed", "go to the trash there"),
+    ],
+)
+def test_resolve_tells_the_node_what_the_operator_knows(role: str, outcome: str, meaning: str) -> None:
     with node() as server:
+        server.content = json.dumps(IN_DOUBT | {"role": role}).encode()
         environ = {"SIDECAR_API_PORT": str(server.server_port)}
-        code, out, err = run("resolve", UUID.upper(), "completed", environ=environ, text="y\n")
+        code, out, err = run("resolve", UUID.upper(), outcome, environ=environ, text="y\n")
         assert code == 0
-        assert out.endswith(f"{UUID}: completed\n")  # behind the echo of the answer
-        assert "will never be started on node-a again" in err
-        assert run("resolve", UUID, "failed", "--yes", environ=environ)[0] == 0
-    path = f"/api/servers/{UUID}/transfer/resolve"
-    assert server.asked == [
-        ("POST", path, f"Bearer {SECRET}", '{"outcome": "completed"}'),
-        ("POST", path, f"Bearer {SECRET}", '{"outcome": "failed"}'),
-    ]
+        assert out.endswith(f"{UUID}: {outcome}\n")  # behind the echo of the answer
+        assert f"This node is the {role}; the other end is https://node-b.test.\n" in err
+        assert meaning in err
+        assert run("resolve", UUID, outcome, "--yes", environ=environ)[0] == 0
+    told = ("POST", f"{TRANSFER_PATH}/resolve", f"Bearer {SECRET}", json.dumps({"outcome": outcome}))
+    assert server.asked == [("GET", TRANSFER_PATH, f"Bearer {SECRET}", ""), told, told]
 
 
 @pytest.mark.parametrize("text", ["n\n", "\n", ""])
 def test_resolve_asks_first(text: str) -> None:
     with node() as server:
+        server.content = json.dumps(IN_DOUBT).encode()
         environ = {"SIDECAR_API_PORT": str(server.server_port)}
         code, _, err = run("resolve", UUID, "failed", environ=environ, text=text)
     assert code == 1
     assert "the world would exist twice" in err
     assert "nothing was decided" in err
-    assert server.asked == []
+    assert [method for method, *_ in server.asked] == ["GET"]
+
+
+@pytest.mark.parametrize("found", [IN_DOUBT | {"in_doubt": False}, IN_DOUBT | {"role": "?"}, {}, []])
+def test_resolve_of_what_is_not_in_doubt_asks_nothing(found: object) -> None:
+    with node() as server:
+        server.content = json.dumps(found).encode()
+        environ = {"SIDECAR_API_PORT": str(server.server_port)}
+        code, out, err = run("resolve", UUID, "failed", environ=environ, text="y\n")
+    assert (code, out) == (1, "")
+    assert err == "transfer-sidecar: no transfer of that server is in doubt on this node\n"
 
 
 def test_resolve_tells_the_refusal_of_the_node() -> None:
