@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from sidecar.demo.game import is_static
 from sidecar.demo.nats import find_nats_server
 
 APPLETS: Final = ("sh", "cat", "sleep", "mkdir", "dd", "chown", "ln", "test", "[", "echo", "kill", "ls")
+ENGINE: Final = ("dockerd", "containerd", "containerd-shim-runc-v2", "runc", "docker")
 
 
 class NoProgram(Exception):
@@ -26,10 +28,12 @@ class NoProgram(Exception):
 
 
 @contextmanager
-def imported(programs: Mapping[str, Path]) -> Iterator[dict[str, str]]:
-    """Images by name, each of one program beside a shell with the usual tools; removed at the end.
+def imported(
+    programs: Mapping[str, Path | Sequence[Path]], scripts: Mapping[str, str] | None = None
+) -> Iterator[dict[str, str]]:
+    """Images by name, each of its programs beside a shell with the usual tools; removed at the end.
 
-    Raises NoProgram.
+    Args: scripts, by name: shell scripts in each of them. Raises NoProgram.
     """
     found = shutil.which("busybox")
     if found is None or not is_static(Path(found)):
@@ -38,10 +42,13 @@ def imported(programs: Mapping[str, Path]) -> Iterator[dict[str, str]]:
     client = docker.from_env()
     made: dict[str, str] = {}
     try:
-        for name, program in programs.items():
+        for name, inside in programs.items():
             image = f"transfer-sidecar-test-{name}"
             client.api.import_image_from_data(
-                _root(Path(found), program), repository=image, tag=tag, changes=["ENV PATH=/bin"]
+                _root(Path(found), [inside] if isinstance(inside, Path) else inside, scripts or {}),
+                repository=image,
+                tag=tag,
+                changes=["ENV PATH=/bin"],
             )
             made[name] = f"{image}:{tag}"
         yield made
@@ -55,9 +62,22 @@ def nats_server() -> Path:
     return find_nats_server()
 
 
-def _root(busybox: Path, program: Path) -> bytes:
-    files = {"bin/busybox": busybox.resolve(), f"bin/{program.name}": program.resolve()}
-    files |= {str(library).lstrip("/"): library for library in _libraries(program)}
+def engine_programs() -> tuple[Path, ...]:
+    """What a Docker engine is made of. Raises NoProgram."""
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    found = {name: shutil.which(name, path=path) for name in ENGINE}
+    missing = [name for name, place in found.items() if place is None]
+    if missing:
+        raise NoProgram(f"there is no {', '.join(missing)} (Debian: docker.io)")
+    return tuple(Path(place) for place in found.values() if place is not None)
+
+
+def _root(busybox: Path, programs: Iterable[Path], scripts: Mapping[str, str]) -> bytes:
+    files = {"bin/busybox": busybox.resolve()}
+    for program in programs:
+        files[f"bin/{program.name}"] = program.resolve()
+        files |= {str(library).lstrip("/"): library for library in _libraries(program)}
+    contents = {f"bin/{name}": text.encode() for name, text in scripts.items()}
     folders = {str(parent) for name in files for parent in Path(name).parents if str(parent) != "."} | {"tmp", "data"}
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w") as tar:
@@ -65,8 +85,8 @@ def _root(busybox: Path, program: Path) -> bytes:
             entry = tarfile.TarInfo(folder)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(entry)
-        for name, path in files.items():
-            content = path.read_bytes()
+        for name in (*files, *contents):
+            content = contents[name] if name in contents else files[name].read_bytes()
             entry = tarfile.TarInfo(name)
             entry.mode, entry.size = 0o755, len(content)
             tar.addfile(entry, io.BytesIO(content))

@@ -19,19 +19,19 @@ SOCKET = Path("/var/run/docker.sock")
 def image() -> Iterator[str]:
     """Built from this tree; where nothing has changed the engine's cache has it. Needs root, to give files away."""
     if os.geteuid() != 0:
-        _skip_or_fail("root is needed to make directories as a node has them")
+        skip_or_fail("root is needed to make directories as a node has them")
     if not SOCKET.is_socket():
-        _skip_or_fail(f"no Docker engine listens on {SOCKET}")
+        skip_or_fail(f"no Docker engine listens on {SOCKET}")
     tag = f"transfer-sidecar:chart-{uuid4().hex[:12]}"
     try:
         build(tag)
     except NoImage as why:
-        _skip_or_fail(str(why))
+        skip_or_fail(str(why))
     yield tag
     docker("image", "rm", "--no-prune", tag)
 
 
-def _skip_or_fail(why: str) -> NoReturn:
+def skip_or_fail(why: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(why)
     pytest.skip(why)

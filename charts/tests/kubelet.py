@@ -1,8 +1,8 @@
 """Runs a rendered container on the Docker engine as a kubelet would: image, command, user, capabilities, mounts.
 
 What differs from a node of a cluster: the container has the machine's own network, because an engine in CI may have no
-bridge; a port is then the container's, not `hostPort`. Containers that need privileges (the engine of mode dind) are
-not run.
+bridge; a port is then the container's, not `hostPort`. And a machine that is itself a container may not have all
+privileges to give: a privileged container gets those that there are.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -19,6 +19,14 @@ from charts.tests.rendering import NAMESPACE, Object, Rendered
 from integration.image import Ended, docker
 
 POLL_S: Final = 0.05
+# Source: capabilities(7), in the order of linux/capability.h
+_CAPABILITIES: Final = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ",
+)  # fmt: skip
 Secrets = Mapping[str, Mapping[str, str]]  # by name, by key
 
 
@@ -44,6 +52,7 @@ class Kubelet:
         self._emptied = emptied or {}
         self._edits: list[tuple[str, str]] = []
         self.container = f"chart-test-{uuid4().hex[:12]}"
+        self.engine = f"{self.container}-engine"
 
     def edit(self, there: str, here: str) -> None:
         """Another text in every ConfigMap: what only a cluster's DNS could resolve."""
@@ -60,6 +69,24 @@ class Kubelet:
             "run", "--detach", f"--name={self.container}", *self._arguments(self._rendered.pod, self._rendered.sidecar)
         )
         assert done.code == 0, done.said
+
+    def start_engine(self, image: str, patience_s: float) -> None:
+        """Start the native sidecar of mode dind, and wait until it has started, as its probe says."""
+        (container,) = self._rendered.pod["initContainers"]
+        assert container["restartPolicy"] == "Always"
+        arguments = self._arguments(self._rendered.pod, {**container, "image": image})
+        done = docker("run", "--detach", f"--name={self.engine}", *arguments)
+        assert done.code == 0, done.said
+        self._wait(lambda: self.probe_engine("startupProbe"), "the engine", patience_s, self.engine)
+
+    def probe_engine(self, probe: str) -> bool:
+        (container,) = self._rendered.pod["initContainers"]
+        return docker("exec", self.engine, *container[probe]["exec"]["command"]).code == 0
+
+    def stop_engine(self) -> int:
+        """SIGTERM, after the sidecar has ended; the exit code."""
+        docker("stop", f"--time={self._rendered.pod['terminationGracePeriodSeconds']}", self.engine)
+        return int(docker("wait", self.engine).said)
 
     def run_test_hook(self) -> Ended:
         """The container of `helm test`, whose Service leads to this node."""
@@ -86,17 +113,20 @@ class Kubelet:
 
     def remove(self) -> None:
         docker("rm", "--force", self.container)
+        docker("rm", "--force", self.engine)
 
     def until(self, holds: Callable[[], bool], what: str, patience_s: float = 30.0) -> None:
+        self._wait(holds, what, patience_s, self.container)
+
+    def _wait(self, holds: Callable[[], bool], what: str, patience_s: float, container: str) -> None:
         deadline = time.monotonic() + patience_s
         while not holds():
-            assert time.monotonic() < deadline, f"waited in vain for {what}\n{self.logs()}"
+            assert time.monotonic() < deadline, f"waited in vain for {what}\n{docker('logs', container).said}"
             time.sleep(POLL_S)
 
     def _arguments(self, pod: Object, container: Object) -> list[str]:
         """Of `docker run`, the image and the command at the end."""
         security: dict[str, Any] = {**pod.get("securityContext", {}), **container["securityContext"]}
-        assert not security.get("privileged")
         if security["runAsNonRoot"]:
             assert security["runAsUser"] != 0, "the kubelet would not start it"
         env: dict[str, str] = {}
@@ -107,15 +137,11 @@ class Kubelet:
             "--network=host",
             f"--user={security['runAsUser']}:{security['runAsGroup']}",
             *(f"--group-add={group}" for group in security.get("supplementalGroups", [])),
-            *(["--read-only"] if security["readOnlyRootFilesystem"] else []),
-            *(f"--cap-drop={name}" for name in security["capabilities"]["drop"]),
-            *(f"--cap-add={name}" for name in security["capabilities"].get("add", [])),
-            *([] if security["allowPrivilegeEscalation"] else ["--security-opt=no-new-privileges"]),
-            f"--memory={_bytes(container['resources']['limits']['memory'])}",
+            *(_privileges() if security.get("privileged") else _restrictions(security, container)),
             *(f"--env={name}={value}" for name, value in env.items()),
             *(f"--mount={self._mount(pod, mount, env)}" for mount in container.get("volumeMounts", [])),
             *([f"--entrypoint={command[0]}"] if command else []),
-            self._image,
+            container.get("image", "") if security.get("privileged") else self._image,
             *command[1:],
             *container.get("args", []),
         ]  # fmt: skip
@@ -161,6 +187,35 @@ class Kubelet:
             assert text.count(there) == 1
             text = text.replace(there, here)
         return text
+
+
+def _restrictions(security: Object, container: Object) -> Iterator[str]:
+    if security["readOnlyRootFilesystem"]:
+        yield "--read-only"
+    yield from (f"--cap-drop={name}" for name in security["capabilities"]["drop"])
+    yield from (f"--cap-add={name}" for name in security["capabilities"].get("add", []))
+    if not security["allowPrivilegeEscalation"]:
+        yield "--security-opt=no-new-privileges"
+    yield f"--memory={_bytes(container['resources']['limits']['memory'])}"
+
+
+def _privileges() -> Iterator[str]:
+    """All of them; where this process lacks some itself, all others and what else comes with them."""
+    missing = _missing_capabilities()
+    if not missing:
+        yield "--privileged"
+        return
+    yield "--cap-add=ALL"
+    yield from (f"--cap-drop={name}" for name in missing)
+    yield from (f"--security-opt={name}=unconfined" for name in ("seccomp", "apparmor", "systempaths"))
+    yield "--mount=type=bind,source=/sys/fs/cgroup,target=/sys/fs/cgroup"
+
+
+def _missing_capabilities() -> list[str]:
+    """Of those that every engine knows, the ones outside this process's bounding set."""
+    status = Path("/proc/self/status").read_text("ascii", "replace")
+    (bounds,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapBnd:"))
+    return [name for number, name in enumerate(_CAPABILITIES) if not bounds >> number & 1]
 
 
 def _host_path(path: Path, kind: str) -> Path:
