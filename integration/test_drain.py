@@ -45,6 +45,28 @@ async def _both_ends(world: World, tmp_path: Path) -> None:
         assert not scene.destination.leftovers()
 
 
+def test_a_second_signal_does_not_wait(world: World, tmp_path: Path) -> None:
+    asyncio.run(_hurried(world, tmp_path))
+
+
+async def _hurried(world: World, tmp_path: Path) -> None:
+    """As after the grace period: the source is told that nothing will arrive, and its server runs again."""
+    async with set_scene(world, tmp_path, Setting(size_mb=24, shutdown_grace_s=300.0)) as scene:
+        scene.link.hold_after(HELD_AFTER)
+        await scene.transfer(start=True)
+        async with asyncio.timeout(PATIENCE_S):
+            await scene.link.held.wait()
+        scene.destination.terminate()
+        await _until_stopping(scene, scene.destination)
+        scene.destination.terminate()
+        async with asyncio.timeout(PATIENCE_S):
+            assert await scene.destination.exit_code() == 0
+        scene.link.release()
+        await scene.destination.start()
+        await scene.until_shown(scene.source, status="failed")
+        await scene.check_undone()
+
+
 async def _until_stopping(scene: Scene, node: Node) -> None:
     for _ in range(200):
         answer = await node.ask("GET", "/readyz")

@@ -30,6 +30,7 @@ from sidecar.api.reading import ApiLimits
 from sidecar.api.system import EngineInfo
 from sidecar.api.websocket import SocketSettings
 from sidecar.archive.extract import ExtractLimits
+from sidecar.bus.link import first
 from sidecar.calls.auth import NodeAuth
 from sidecar.engine.cabinet import CARRYING_NAME
 from sidecar.engine.node import Node
@@ -60,24 +61,26 @@ class Running(msgspec.Struct, frozen=True):
 
 
 async def serve(settings: Settings) -> None:
-    """Run a node until SIGTERM or SIGINT, then let running transfers end for `transfer.shutdown_grace_s`.
+    """Run a node until SIGTERM or SIGINT, then let running transfers end for `transfer.shutdown_grace_s`, or until the
+    second such signal.
 
     Raises HostFailed (`settings.invalid`, `journal.failed`), OSError (address in use).
     """
     log_output.set_up(settings.log.level.value, settings.log.format.value)
     for remark in remarks(settings):
         log.warning("%s", remark)
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
+        loop.add_signal_handler(name, lambda: (hurry if stop.is_set() else stop).set())
     async with running(settings) as node:
         host = f"[{settings.api.host}]" if ":" in settings.api.host else settings.api.host
         scheme = "https" if settings.api.tls_cert else "http"
         log.info("node %s serves on %s://%s:%d", settings.node.id, scheme, host, node.port)
         await stop.wait()
-        log.info("stopping: running transfers have %g s to end", settings.transfer.shutdown_grace_s)
-        await node.node.drain(settings.transfer.shutdown_grace_s)
+        grace_s = settings.transfer.shutdown_grace_s
+        log.info("stopping: running transfers have %g s to end; a second signal cuts them", grace_s)
+        await first(node.node.drain(grace_s), hurry.wait(), None)
     log.info("stopped")
 
 
