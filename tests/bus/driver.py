@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -28,6 +27,8 @@ from tests.api.fake_transfers import log_event, progress_event, status_event
 
 TRANSFERS = 5  # at once
 DECISIONS = 8  # each
+MOST_QUEUED = 1_000
+REMEMBERED = 500  # transfers, as a node remembers them
 
 
 def transfer_of(decision: int) -> tuple[str, int]:
@@ -58,12 +59,13 @@ class Ledger:
         os.fsync(self._descriptor)
         self.decisions.append(decision)
 
-    def histories(self) -> Iterator[list[TransferEvent]]:
+    def histories(self) -> list[list[TransferEvent]]:
+        """Of the newest transfers, oldest first."""
         found: dict[str, list[TransferEvent]] = {}
         for decision in self.decisions:
             event = told(decision)
             found.setdefault(event.transfer, []).append(event)
-        yield from found.values()
+        return list(found.values())[-REMEMBERED:]
 
 
 async def main(state: Path, url: str, epoch: str, count: int) -> None:
@@ -79,6 +81,8 @@ async def main(state: Path, url: str, epoch: str, count: int) -> None:
         sending = asyncio.create_task(mirror.run())
         print("ready", flush=True)
         for decision in range(len(ledger.decisions), count):
+            while box.queued > MOST_QUEUED:  # noqa: ASYNC110 - above 4,096 progress is dropped, as it must be
+                await asyncio.sleep(0.001)
             await asyncio.to_thread(ledger.append, decision)
             event = told(decision)
             box.take(event)
