@@ -25,6 +25,7 @@ async def _both_ends(world: World, tmp_path: Path) -> None:
         await scene.transfer(start=True)
         async with asyncio.timeout(PATIENCE_S):
             await scene.link.held.wait()
+        await scene.until_shown(scene.destination, status="processing")  # what is held may be unread
         for node in (scene.source, scene.destination):
             node.terminate()
             await _until_stopping(scene, node)
@@ -56,6 +57,7 @@ async def _hurried(world: World, tmp_path: Path) -> None:
         await scene.transfer(start=True)
         async with asyncio.timeout(PATIENCE_S):
             await scene.link.held.wait()
+        await scene.until_shown(scene.destination, status="processing")  # what is held may be unread
         scene.destination.terminate()
         await _until_stopping(scene, scene.destination)
         scene.destination.terminate()

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 HISTORY = 500  # ended transfers that are remembered; each is a file of a few KiB
 STOPPING = "This node is being stopped and takes no more transfers."
+_BEGINNING_S = 0.02  # between two looks at what is just beginning
 
 
 class Roster:
@@ -69,13 +70,17 @@ class Roster:
         await self._services.in_thread(self._services.journal.close)
 
     async def drain(self, grace_s: float) -> None:
-        """Take nothing new, and wait for what moves bytes or awaits a verdict, for `grace_s` at most."""
+        """Take nothing new, and wait for what begins, moves bytes or awaits a verdict, for `grace_s` at most."""
         self._draining = True
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                for transfer in list(self.transfers.values()):
-                    if transfer.facts.transfer in self.tasks:
+                while self.reserved or self._running():
+                    for transfer in self._running():
                         await transfer.wait_until(lambda state: state.is_final)
+                    await asyncio.sleep(_BEGINNING_S)
+
+    def _running(self) -> list[Transfer]:
+        return [t for key, t in self.transfers.items() if key in self.tasks and not t.state.is_final]
 
     async def check(self) -> None:
         """Readiness: raise HostFailed (`node.stopping`) when it takes no more transfers because it is to end."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import Refused
+from sidecar.lifecycle.statuses import Status
 from sidecar.ports import Configuration, Observed, RunState
 from tests.engine.rig import SERVER, api, grow_world, request_to, running_node, tree_of
 from tests.engine.runtime import FakeRuntime
@@ -29,6 +30,39 @@ def test_a_server_that_is_installed_or_restored_is_not_transferred(tmp_path: Pat
                 await a.node.start(request_to(b), caller=None, respond_async=False)
             assert (caught.value.code, caught.value.status) == ("server.busy", 409)
             assert a.node.views() == []
+
+    asyncio.run(scenario())
+
+
+class Slow(FakeRuntime):
+    """Its engine says what runs when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def observe(self, server: str) -> Observed:
+        self.asked.set()
+        await self.may_answer.wait()
+        return await super().observe(server)
+
+
+def test_a_node_that_is_stopped_waits_for_a_transfer_that_is_just_beginning(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        runtime = Slow()
+        runtime.add(SERVER, running=False)
+        async with running_node(tmp_path / "a", "a", runtime=runtime) as a, running_node(tmp_path / "b", "b") as b:
+            grow_world(a.volume())
+            starting = asyncio.create_task(a.node.start(request_to(b), caller=None, respond_async=False))
+            await runtime.asked.wait()
+            draining = asyncio.create_task(a.node.drain(20))
+            done, _ = await asyncio.wait({draining}, timeout=0.1)
+            assert not done
+            runtime.may_answer.set()
+            await starting
+            await draining
+            view = a.node.view(SERVER)
+            assert view is not None and view.status is Status.COMPLETED
 
     asyncio.run(scenario())
 
