@@ -182,6 +182,9 @@ def test_a_server_that_is_started_while_its_stop_settles_is_noticed(docker_engin
             observed = await node.running()
             stopping = asyncio.create_task(node.runtime.stop(node.server, observed, HOW))
             await node.at.until_state("offline")
+            await until(lambda: not node.is_running())
+            asked = len(node.at.daemon.calls_of("server"))
+            await until(lambda: len(node.at.daemon.calls_of("server")) > asked + 2)  # it has seen both down
             await node.at.http.power(node.server, PowerAction.START)
             assert await node.code(stopping) == "server.started_outside"
 
