@@ -17,9 +17,10 @@ from random import Random
 import pytest
 from nats.js.api import RawStreamMsg
 
+from sidecar.bus.stream import DEFAULT_STREAM
 from tests.bus.broker import Broker, broker
 from tests.bus.driver import Ledger, transfer_of
-from tests.bus.event_rig import ids, looking, numbers, stored
+from tests.bus.event_rig import ids, looking, make_stream, numbers, stored
 
 KILLS_S = float(os.environ.get("SIDECAR_KILLS_S", "6"))
 LEAST = 3  # kills of each, however slow the machine is
@@ -68,6 +69,18 @@ async def broker_is_killed(server: Broker, random: Random, until: float) -> int:
     return count
 
 
+async def finish(directory: Path, server: Broker) -> list[RawStreamMsg]:
+    """What the stream has when a last driver has ended in peace."""
+    decided = len(Ledger(directory / "ledger").decisions)
+    last = await drive(directory, server.url, "last", decided + 10)
+    assert last.stdout is not None
+    async with asyncio.timeout(60 + KILLS_S):
+        assert await last.stdout.readline() == b"done\n"
+        await last.wait()
+    async with looking(server) as client:
+        return await stored(client)
+
+
 def check(found: list[RawStreamMsg], ledger: Ledger) -> None:
     """What is in the stream, against what was decided."""
     assert numbers(found) == list(range(1, len(set(ids(found))) + 1))  # none lost, none out of order
@@ -92,6 +105,51 @@ def check(found: list[RawStreamMsg], ledger: Ledger) -> None:
     assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in seqs.values())
 
 
+async def stream_is_remade(server: Broker, random: Random, until: float) -> int:
+    count = 0
+    while time.monotonic() < until or count < LEAST:
+        await asyncio.sleep(random.uniform(0.2, 1.5))
+        async with looking(server) as client:
+            await client.jsm().delete_stream(DEFAULT_STREAM)
+            await asyncio.sleep(random.choice((0.0, random.uniform(0.0, 0.3))))
+            await make_stream(client)
+        count += 1
+    return count
+
+
+def check_remade(found: list[RawStreamMsg], ledger: Ledger) -> None:
+    """The last stream has everything. What came too early is there once more, so each subject ends with its newest."""
+    assert sorted(numbers(found)) == list(range(1, len(set(ids(found))) + 1))
+    newest: dict[str | None, int] = {}
+    last: dict[str | None, int] = {}
+    for name, message in zip(ids(found), found, strict=True):
+        last[message.subject] = int(name.rpartition("-")[2])
+        newest[message.subject] = max(last[message.subject], newest.get(message.subject, 0))
+    assert last == newest
+    events = [json.loads(message.data or b"") for message in found]
+    told = {event["message"] for event in events if event["event"] == "transfer.status"}
+    assert told == {f"decision {decision}" for decision in ledger.decisions}
+
+
+@pytest.mark.timeout(120 + 3 * KILLS_S)
+def test_a_stream_that_is_remade_again_and_again_while_the_sender_is_killed(tmp_path: Path) -> None:
+    async def main() -> None:
+        with broker(tmp_path, has_jetstream=True) as server:
+            await server.wait_listening()
+            async with looking(server) as client:
+                await make_stream(client)
+            until = time.monotonic() + KILLS_S
+            drivers, streams = await asyncio.gather(
+                drivers_are_killed(tmp_path, server.url, Random(7), until),
+                stream_is_remade(server, Random(8), until),
+            )
+            found = await finish(tmp_path, server)
+            check_remade(found, Ledger(tmp_path / "ledger"))
+            print(f"{drivers} kills of the sender, {streams} streams, {len(set(ids(found)))} events")
+
+    asyncio.run(main())
+
+
 @pytest.mark.timeout(120 + 3 * KILLS_S)
 def test_random_kills_of_broker_and_sender(tmp_path: Path) -> None:
     async def main() -> None:
@@ -102,17 +160,10 @@ def test_random_kills_of_broker_and_sender(tmp_path: Path) -> None:
                 drivers_are_killed(tmp_path, server.url, Random(5), until),
                 broker_is_killed(server, Random(6), until),
             )
-            decided = len(Ledger(tmp_path / "ledger").decisions)
-            last = await drive(tmp_path, server.url, "last", decided + 10)
-            assert last.stdout is not None
-            async with asyncio.timeout(60 + KILLS_S):
-                assert await last.stdout.readline() == b"done\n"
-                await last.wait()
-            async with looking(server) as client:
-                found = await stored(client)
+            found = await finish(tmp_path, server)
             check(found, Ledger(tmp_path / "ledger"))
             print(
-                f"{drivers} kills of the sender, {brokers} of the broker, {decided + 10} decisions, "
+                f"{drivers} kills of the sender, {brokers} of the broker, "
                 f"{len(set(ids(found)))} events, {len(found) - len(set(ids(found)))} repeats in the stream"
             )
 
