@@ -11,9 +11,6 @@ import functools
 import hashlib
 import os
 import re
-import shutil
-import socket
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,11 +20,13 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
+from sidecar.demo.node import free_port
 from tests.api.fake_transfers import SERVER
 from tests.api.front_rig import Dialled, Exchange, closed_port, raw_daemon
 from tests.api.node import in_loop
 from tests.engine.pair import running_pair
 from tests.engine.rig import token_of
+from tests.programs import needed
 
 DOCS: Final = Path(__file__).parents[2] / "docs" / "proxies"
 KINDS: Final = ("nginx", "caddy", "traefik")
@@ -35,25 +34,6 @@ KINDS: Final = ("nginx", "caddy", "traefik")
 READY: Final = "/is-the-dynamic-configuration-there"  # Traefik listens before, and answers 404 to everything
 
 each_proxy = pytest.mark.parametrize("kind", KINDS)
-
-
-def program(kind: str) -> str:
-    """Its path; without it the test is skipped, or fails where CI=true. Traefik's is a wheel's, beside Python's."""
-    places = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/bin"
-    found = shutil.which(kind, path=places)
-    if found is None:
-        reason = f"{kind} is not installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def replaced(text: str, changes: dict[str, str]) -> str:
@@ -126,17 +106,16 @@ FILES: Final[dict[str, Callable[[Path, int, str, str], list[str]]]] = {
 @asynccontextmanager
 async def proxy(kind: str, home: Path, *, sidecar: str, daemon: str) -> AsyncIterator[int]:
     """Its port, when it listens. Args: sidecar, daemon: URLs."""
-    port = free_port()
+    program, port = needed(kind), free_port()
     options = FILES[kind](home, port, sidecar.removeprefix("http://"), daemon.removeprefix("http://"))
-    log = (home / "output.log").open("wb")
-    process = await asyncio.create_subprocess_exec(
-        program(kind),
-        *options,
-        stdout=log,
-        stderr=log,
-        env={"PATH": os.environ.get("PATH", ""), "HOME": str(home)},
-    )
-    log.close()
+    with (home / "output.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *options,
+            stdout=log,
+            stderr=log,
+            env={"PATH": os.environ.get("PATH", ""), "HOME": str(home)},
+        )
     try:
         while True:
             assert process.returncode is None, (home / "output.log").read_text()

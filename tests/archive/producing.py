@@ -17,6 +17,7 @@ from typing import NamedTuple
 from sidecar.archive.entries import Notice, NoticeKind
 from sidecar.archive.meter import Meter
 from sidecar.archive.produce import ArchiveProducer, Dialect
+from tests.programs import needed
 
 MTIME_NS = 1_700_000_000_123_456_789
 
@@ -144,7 +145,7 @@ def untar(program: str, tar: bytes, into: Path) -> None:
     """Extract with a program of this machine, which must have nothing to complain about."""
     into.mkdir()
     done = subprocess.run(
-        [program, "-xpf", "-", "-C", str(into)],
+        [needed(program), "-xpf", "-", "-C", str(into)],
         input=tar,
         capture_output=True,
         env={**os.environ, "LC_ALL": "C.UTF-8"},

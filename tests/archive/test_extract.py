@@ -36,8 +36,10 @@ from tests.archive.extracting import (
     tar_of,
     tree_of,
 )
+from tests.programs import needed
 
 CAPTURES = Path(__file__).parents[1] / "captures"
+_COMPRESSORS = {"--zstd": "zstd", "-J": "xz", "-z": "gzip"}  # programs that GNU tar starts
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +72,12 @@ def no_thread_is_left() -> Iterator[None]:
     ],
 )
 def test_what_other_programs_write(volume: Path, tmp_path: Path, command: list[str], nanoseconds: bool) -> None:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
-    made = subprocess.run([*command, "-cf", "-", "."], cwd=volume, stdout=subprocess.PIPE, check=True).stdout
+    program, *options = command
+    if program == "tar":
+        for option in _COMPRESSORS.keys() & set(options):
+            needed(_COMPRESSORS[option])
+    command = [needed(program), *options, "-cf", "-", "."]
+    made = subprocess.run(command, cwd=volume, stdout=subprocess.PIPE, check=True).stdout
     extracted = extract(split(made, 50_000), tmp_path / "out")
     assert tree_of(tmp_path / "out", nanoseconds=nanoseconds) == tree_of(volume, nanoseconds=nanoseconds)
     assert extracted.sha256_hex == hashlib.sha256(made).hexdigest()
@@ -81,15 +86,14 @@ def test_what_other_programs_write(volume: Path, tmp_path: Path, command: list[s
 
 @pytest.mark.parametrize("form", ["v7", "ustar"])
 def test_the_old_forms_of_gnu_tar(tmp_path: Path, form: str) -> None:
-    if shutil.which("tar") is None:
-        pytest.skip("GNU tar is not installed")
     top = tmp_path / "in"
     (top / "d/e").mkdir(parents=True)
     (top / "d/e/file").write_bytes(b"x" * 5000)
     (top / "link").symlink_to("d")
     for path in (top / "d/e/file", top / "d/e", top / "d"):
         os.utime(path, (MTIME, MTIME))
-    made = subprocess.run(["tar", f"--format={form}", "-cf", "-", "."], cwd=top, stdout=subprocess.PIPE, check=True)
+    command = [needed("tar"), f"--format={form}", "-cf", "-", "."]
+    made = subprocess.run(command, cwd=top, stdout=subprocess.PIPE, check=True)
     extract(made.stdout, tmp_path / "out")
     assert tree_of(tmp_path / "out") == tree_of(top)
 

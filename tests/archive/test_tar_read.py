@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from sidecar.archive.tar_header import Kind, checksum_matches, number, parse_pax
 from sidecar.archive.tar_read import MAX_EXTENSION_BYTES, Member, TarReader
 from sidecar.errors import DataCorrupt
 from tests.archive.extracting import MTIME, directory, hard_link, member, removed, symlink, tar_of
+from tests.programs import needed
 
 
 class Collector:
@@ -265,9 +265,6 @@ def test_a_file_over_8_gib_is_understood() -> None:
 @pytest.mark.parametrize("form", ["oldgnu", "gnu", "posix-0.0", "posix-0.1", "posix-1.0"])
 @pytest.mark.parametrize("segments", [1, 3, 90])
 def test_sparse_members_of_gnu_tar(tmp_path: Path, form: str, segments: int) -> None:
-    tar = shutil.which("tar")
-    if tar is None:
-        pytest.skip("GNU tar is not installed")
     content = bytearray((segments + 1) * 65_536)
     with open(tmp_path / "sparse", "wb") as file:
         for number_ in range(segments):
@@ -280,7 +277,7 @@ def test_sparse_members_of_gnu_tar(tmp_path: Path, form: str, segments: int) -> 
         file.truncate(len(content))
     (tmp_path / "after").write_bytes(b"after")
     name, _, version = form.partition("-")
-    command = [tar, "--sparse", f"--format={name}", "-cf", "-", "sparse", "after"]
+    command = [needed("tar"), "--sparse", f"--format={name}", "-cf", "-", "sparse", "after"]
     if version:
         command.insert(1, f"--sparse-version={version}")
     archive = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=True).stdout

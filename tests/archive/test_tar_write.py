@@ -23,6 +23,7 @@ from sidecar.archive.tar_write import (
     TarWriter,
     header,
 )
+from tests.programs import needed
 
 GIB = 1 << 30
 NAMES = st.lists(
@@ -144,7 +145,8 @@ def test_other_programs_step_over_a_file_of_nine_gib(program: str, tmp_path: Pat
         file.write(header(b"big", FILE, mode=0o644, mtime_ns=10**18, size=size))
         file.seek(size + -size % BLOCK_BYTES, os.SEEK_CUR)  # a hole
         file.write(header(b"after", FILE, mode=0o644, mtime_ns=10**18) + END_OF_ARCHIVE)
-    listed = subprocess.run([program, "-tvf", archive], capture_output=True, text=True, check=True).stdout.split("\n")
+    command = [needed(program), "-tvf", str(archive)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
     assert str(size) in listed[0]
     assert listed[1].endswith("after")
 

@@ -18,6 +18,7 @@ import pytest
 from sidecar.bus.connection import BusConnection, BusState
 from tests.bus.broker import broker
 from tests.bus.event_rig import patiently, settings, until
+from tests.programs import needed
 
 
 def nkey(seed_of: str) -> tuple[str, str]:
@@ -128,7 +129,7 @@ class Authority:
         return (*curve, "-keyout", str(key))
 
     def _run(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+        subprocess.run([needed("openssl"), *arguments], check=True, capture_output=True)
 
 
 @patiently
