@@ -196,7 +196,7 @@ def test_detect_tar_in_its_forms() -> None:
         (b"PK\x03\x04", "zip"),
         (b"Rar!", "rar"),
         (b"<html>", "HTML"),
-        (os.urandom(3) + b"\xff" * 600, "unknown"),
+        (b"\x07\x9e\xc1" + b"\xff" * 600, "unknown"),
         (b"\x1f", "unknown"),
         (b"\x1f\x8b\x07", "gzip"),
     ],
