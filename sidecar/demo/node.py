@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import random
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -21,6 +23,7 @@ _READY_S: Final = 60.0  # a start takes half a second, on a machine that has not
 _POLL_S: Final = 0.05
 _STOP_S: Final = 10.0  # it ends in an orderly way first
 _SHOWN_LOG_LINES: Final = 15
+_PORTS: Final = range(10_000, 30_000)  # below those of connections that name none, 32768 and up on Linux
 
 
 class NodeFailed(Exception):
@@ -53,11 +56,15 @@ class DemoNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def free_port() -> int:
-    """A loopback port that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that is free at this moment, and that the system gives to nobody who asks for any port.
+
+    Raises OSError where none is found.
+    """
+    for port in random.SystemRandom().sample(_PORTS, 100):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(errno.EADDRINUSE, f"no free port was found between {_PORTS[0]} and {_PORTS[-1]}")
 
 
 def write_config(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:

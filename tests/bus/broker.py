@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sidecar.demo.node import free_port
 
 _NATS_SERVER = Path(sys.executable).parent / "nats-server"
 
@@ -22,9 +23,7 @@ class Broker:
     messages in the directory."""
 
     def __init__(self, directory: Path, configuration: str = "", *, has_jetstream: bool = False) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._directory = directory
         self.configuration = configuration
         self._has_jetstream = has_jetstream

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -18,6 +17,8 @@ from typing import Any, Final
 import nats
 from nats.aio.client import Client
 
+from sidecar.demo.node import free_port
+
 FILES: Final = Path(__file__).parents[2] / "docker" / "nats"
 PASSWORDS: Final = {name: f"secret-of-{name}" for name in ("admin", "panel", "reader", "node-a", "node-b", "node-c")}
 _NATS_SERVER: Final = Path(sys.executable).parent / "nats-server"
@@ -25,9 +26,7 @@ _NATS_SERVER: Final = Path(sys.executable).parent / "nats-server"
 
 class ConfiguredBroker:
     def __init__(self, directory: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.files = directory / "nats"
         self._log = directory / "nats.log"
         shutil.copytree(FILES, self.files)
