@@ -87,6 +87,7 @@ class StandInDaemon:
         self.family = family
         self.url = ""
         self.calls: list[DaemonCall] = []
+        self.held: list[str] = []  # routes of the calls that are held at this moment; they have come whole
         self.servers: list[DaemonServer] = []  # a server may stand there twice
         self.booted = 0.0
         self.panel = PanelCalls(
@@ -251,7 +252,8 @@ class StandInDaemon:
         fault = self._next_fault(route)
         released = self._released  # a release while the call is still at work counts for its hold behind it
         if fault == "hold":
-            await released.wait()
+            await request.body()
+            await self._hold(route, released)
         elif fault.startswith("delay:"):
             await asyncio.sleep(float(fault.removeprefix("delay:")))
         elif fault.isdigit():
@@ -263,8 +265,15 @@ class StandInDaemon:
         request.state.fault = fault
         response = await handle(request)
         if fault == "hold-after":
-            await released.wait()
+            await self._hold(route, released)
         return Dropped() if fault == "drop-after" else response
+
+    async def _hold(self, route: str, released: asyncio.Event) -> None:
+        self.held.append(route)
+        try:
+            await released.wait()
+        finally:
+            self.held.remove(route)
 
     def _next_fault(self, route: str) -> str:
         faults = self._faults[route]

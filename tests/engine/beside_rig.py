@@ -310,7 +310,7 @@ async def _listen(rig: Rig) -> None:
 async def soon(holds: Callable[[], Any], what: str = "it") -> None:
     """Wait for something that only a look can tell. Bounded."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not holds():  # noqa: ASYNC110 - the fakes have no wait
                 await asyncio.sleep(0.005)
     except TimeoutError:
@@ -319,7 +319,7 @@ async def soon(holds: Callable[[], Any], what: str = "it") -> None:
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             await scenario()
 
     asyncio.run(bounded())
@@ -342,7 +342,6 @@ async def has_arrived(pair: BesidePair, *, needs: bool = False, start: bool = Tr
 
 
 async def handed_over(pair: BesidePair) -> None:
-    """The request is at the daemon: after the second look whether it knows the server."""
+    """The request is at the daemon, which holds it or its answer."""
     await pair.b.stage("handing_over")
-    await soon(lambda: len(pair.daemon.calls_of("server")) >= 2)
-    await asyncio.sleep(0.05)
+    await soon(lambda: "transfer" in pair.daemon.held)

@@ -192,7 +192,7 @@ def forget_after(rig: Rig, stage: str) -> None:
 async def soon(condition: Any, what: str = "it") -> None:
     """Wait for something that only a look can tell. Bounded."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not condition():  # noqa: ASYNC110 - the fakes have no wait
                 await asyncio.sleep(0.005)
     except TimeoutError:

@@ -81,9 +81,12 @@ class Rig:
 
     async def settled(self, server: str = SERVER) -> TransferView:
         """The transfer once its status is final and its slot free."""
-        async with asyncio.timeout(20):
-            while (view := self.node.view(server)) is None or view.stage != "ended":  # noqa: ASYNC110 - the public view
-                await asyncio.sleep(0.005)
+        try:
+            async with asyncio.timeout(20):
+                while (view := self.node.view(server)) is None or view.stage != "ended":  # noqa: ASYNC110 - public view
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            raise AssertionError(f"{self.name} did not settle: {self.node.view(server)}") from None
         for _ in range(3):
             await asyncio.sleep(0)  # the listener above gets its turn
         return view

@@ -125,7 +125,7 @@ def test_a_start_from_outside_aborts_before_a_wrong_archive_is_committed(tmp_pat
     async def scenario() -> None:
         async with running_beside(tmp_path, big_bytes=60_000_000) as pair:
             await pair.move()
-            await pair.a.stage("sending")
+            await pair.b.stage("receiving")
             server = pair.daemons["a"].servers[0]
             pair.daemons["a"].power.act(server, "start")
             left, _ = await pair.settled()

@@ -55,7 +55,7 @@ def test_a_node_that_is_stopped_waits_for_a_transfer_that_is_just_beginning(tmp_
             grow_world(a.volume())
             starting = asyncio.create_task(a.node.start(request_to(b), caller=None, respond_async=False))
             await runtime.asked.wait()
-            draining = asyncio.create_task(a.node.drain(20))
+            draining = asyncio.create_task(a.node.drain(60))
             done, _ = await asyncio.wait({draining}, timeout=0.1)
             assert not done
             runtime.may_answer.set()
