@@ -80,7 +80,10 @@ class Roster:
                     await asyncio.sleep(_BEGINNING_S)
 
     def _running(self) -> list[Transfer]:
-        return [t for key, t in self.transfers.items() if key in self.tasks and not t.state.is_final]
+        """What will come to an end by itself."""
+        return [
+            t for key, t in self.transfers.items() if key in self.tasks and not t.state.is_final and not t.is_broken
+        ]
 
     async def check(self) -> None:
         """Readiness: raise HostFailed (`node.stopping`) when it takes no more transfers because it is to end."""

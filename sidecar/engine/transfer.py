@@ -68,7 +68,7 @@ class Transfer(ABC):
         self._writing = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._running: set[asyncio.Task[None]] = set()
-        self._broken = False
+        self.is_broken = False  # a bug: nothing more is decided
         self._unwritten: str | None = None  # why the latest decision is not on disk yet
         self._answered_at = self._accepted_monotonic
 
@@ -144,7 +144,7 @@ class Transfer(ABC):
 
     async def ask(self, event: Event) -> None:
         """Tell it something from outside and wait until that is durable. Raises Refused (`transfer.none`)."""
-        if self._is_over() or self._broken:
+        if self._is_over() or self.is_broken:
             raise not_transferring()
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._inbox.put_nowait((event, answer))
@@ -154,7 +154,7 @@ class Transfer(ABC):
     async def wait_until(self, condition: Callable[[State], bool]) -> State:
         """Wait until the state fulfils `condition`, or a bug has stopped this transfer."""
         async with self._changed:
-            await self._changed.wait_for(lambda: condition(self.state) or self._broken)
+            await self._changed.wait_for(lambda: condition(self.state) or self.is_broken)
         return self.state
 
     async def _step(self, group: asyncio.TaskGroup, event: Event) -> bool:
@@ -179,7 +179,7 @@ class Transfer(ABC):
 
     async def mark_broken(self) -> None:
         """A bug: nothing more is decided; whoever waits is told, and the slot stays taken."""
-        self._broken = True
+        self.is_broken = True
         await self._notify()
 
     async def _notify(self) -> None:
@@ -386,7 +386,7 @@ class Transfer(ABC):
         )
 
     def _needs(self) -> str | None:
-        if self._broken:
+        if self.is_broken:
             return "A bug stopped this transfer. Nothing was deleted: see the log, then restart the sidecar."
         if self.state.stage is Stage.MENDING and self.backoff.tries > 3:
             return "The node daemon does not answer: start it. The files of the server are safe."

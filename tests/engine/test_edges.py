@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import Refused
+from sidecar.errors import IllegalTransition, Refused
 from sidecar.lifecycle.statuses import Status
 from sidecar.ports import Configuration, Observed, RunState
+from tests.engine.pair import soon
 from tests.engine.rig import SERVER, api, grow_world, request_to, running_node, tree_of
 from tests.engine.runtime import FakeRuntime
 
@@ -63,6 +64,27 @@ def test_a_node_that_is_stopped_waits_for_a_transfer_that_is_just_beginning(tmp_
             await draining
             view = a.node.view(SERVER)
             assert view is not None and view.status is Status.COMPLETED
+
+    asyncio.run(scenario())
+
+
+def test_a_transfer_that_a_bug_has_stopped_delays_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decide(*_: object) -> None:
+        raise IllegalTransition("a bug")
+
+    async def scenario() -> None:
+        async with running_node(tmp_path / "a", "a") as a, running_node(tmp_path / "b", "b") as b:
+            a.runtime.add(SERVER, running=True)
+            a.runtime.slow_stop = asyncio.Event()
+            grow_world(a.volume())
+            await a.node.start(request_to(b), caller=None, respond_async=True)
+            monkeypatch.setattr("sidecar.engine.transfer.decide", decide)
+            a.runtime.slow_stop.set()
+            await soon(lambda: (view := a.node.view(SERVER)) is not None and view.needs)
+            async with asyncio.timeout(60):
+                await a.node.drain(3600)
+            view = a.node.view(SERVER)
+            assert view is not None and view.stage == "stopping" and tree_of(a.volume())
 
     asyncio.run(scenario())
 
