@@ -60,6 +60,9 @@ async def _hurried(world: World, tmp_path: Path) -> None:
         await scene.until_shown(scene.destination, status="processing")  # what is held may be unread
         scene.destination.terminate()
         await _until_stopping(scene, scene.destination)
+        scene.destination.terminate()  # passed on twice
+        await asyncio.sleep(1.2)  # no longer the same one
+        assert (await scene.destination.ask("GET", "/healthz")).status_code == 200
         scene.destination.terminate()
         async with asyncio.timeout(PATIENCE_S):
             assert await scene.destination.exit_code() == 0

@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 CONSOLE_BYTES = 32 * 1024
 DAEMON_CALL_S = 10.0  # it is on this machine
+_SAME_SIGNAL_S = 1.0
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -61,8 +62,8 @@ class Running(msgspec.Struct, frozen=True):
 
 
 async def serve(settings: Settings) -> None:
-    """Run a node until SIGTERM or SIGINT, then let running transfers end for `transfer.shutdown_grace_s`, or until the
-    second such signal.
+    """Run a node until SIGTERM or SIGINT, then let running transfers end for `transfer.shutdown_grace_s`, or until
+    another such signal, a second later or more: a terminal and whoever supervises may both pass on the same one.
 
     Raises HostFailed (`settings.invalid`, `journal.failed`), OSError (address in use).
     """
@@ -71,8 +72,14 @@ async def serve(settings: Settings) -> None:
         log.warning("%s", remark)
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    asked: list[float] = []
+
+    def signalled() -> None:
+        asked.append(loop.time())
+        (hurry if asked[-1] - asked[0] >= _SAME_SIGNAL_S else stop).set()
+
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, lambda: (hurry if stop.is_set() else stop).set())
+        loop.add_signal_handler(name, signalled)
     async with running(settings) as node:
         host = f"[{settings.api.host}]" if ":" in settings.api.host else settings.api.host
         scheme = "https" if settings.api.tls_cert else "http"
@@ -81,6 +88,8 @@ async def serve(settings: Settings) -> None:
         grace_s = settings.transfer.shutdown_grace_s
         log.info("stopping: running transfers have %g s to end; a second signal cuts them", grace_s)
         await first(node.node.drain(grace_s), hurry.wait(), None)
+        if hurry.is_set():
+            log.warning("a second signal: what still runs is cut, and taken up at the next start")
     log.info("stopped")
 
 

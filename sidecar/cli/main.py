@@ -93,7 +93,8 @@ def _options(
 def serve(config: ConfigOption = None, wings_config: WingsOption = None) -> None:
     """Run this node: answer the panel, send and receive servers.
 
-    Runs until SIGTERM or Ctrl-C. Transfers that are cut short by the end are finished at the next start.
+    Runs until SIGTERM or Ctrl-C; transfers then have `transfer.shutdown_grace_s` to end, or until you ask again. Those
+    that are cut short are finished at the next start.
 
     **Examples**
 

@@ -359,8 +359,8 @@ class Transfer(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=86400,
-            description="How long running transfers may go on after SIGTERM. What is cut then is finished, or "
-            "failed by the same rules, at the next start.",
+            description="How long running transfers may go on after SIGTERM, unless a second one comes. What is cut "
+            "then is finished, or failed by the same rules, at the next start.",
         ),
     ] = 30.0
     retain_s: Annotated[
