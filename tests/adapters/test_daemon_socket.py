@@ -30,10 +30,11 @@ async def answered(answer: str, *, closes: bool) -> bool | None:
 
     async with serve(console, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        return await ask(f"http://127.0.0.1:{port}", closes=closes)
+        answers = answer not in ("silence", "status")
+        return await ask(f"http://127.0.0.1:{port}", closes=closes, wait_s=30.0 if answers else 0.5)
 
 
-async def ask(url: str, *, closes: bool) -> bool | None:
+async def ask(url: str, *, closes: bool, wait_s: float = 30.0) -> bool | None:
     return await accepts_token(
         url,
         SERVER,
@@ -41,7 +42,7 @@ async def ask(url: str, *, closes: bool) -> bool | None:
         origin="http://127.0.0.1",
         issued_s=1_000,
         now_s=2_000,
-        wait_s=0.5,
+        wait_s=wait_s,
         checks_certificate=True,
         closes=closes,
     )

@@ -1,6 +1,7 @@
-"""Broker and sender are killed at random moments: nothing is lost, nothing comes twice, nothing is out of order.
+"""Broker and sender are killed, and streams deleted, at random moments: nothing is lost.
 
-`SIDECAR_KILLS_S=300 pytest tests/bus/test_kills.py` goes on for five minutes.
+Where the stream stays the same one, nothing is out of order either, and no status is told as two events.
+`SIDECAR_KILLS_S=120 pytest tests/bus/test_kills.py` goes on for two minutes, and as long again for what is unsent then.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ async def finish(directory: Path, server: Broker) -> list[RawStreamMsg]:
     decided = len(Ledger(directory / "ledger").decisions)
     last = await drive(directory, server.url, "last", decided + 10)
     assert last.stdout is not None
-    async with asyncio.timeout(60 + KILLS_S):
+    async with asyncio.timeout(60 + 4 * KILLS_S):
         assert await last.stdout.readline() == b"done\n"
         await last.wait()
     async with looking(server) as client:
@@ -131,7 +132,7 @@ def check_remade(found: list[RawStreamMsg], ledger: Ledger) -> None:
     assert told == {f"decision {decision}" for decision in ledger.decisions}
 
 
-@pytest.mark.timeout(120 + 3 * KILLS_S)
+@pytest.mark.timeout(120 + 8 * KILLS_S)
 def test_a_stream_that_is_remade_again_and_again_while_the_sender_is_killed(tmp_path: Path) -> None:
     async def main() -> None:
         with broker(tmp_path, has_jetstream=True) as server:
@@ -150,7 +151,7 @@ def test_a_stream_that_is_remade_again_and_again_while_the_sender_is_killed(tmp_
     asyncio.run(main())
 
 
-@pytest.mark.timeout(120 + 3 * KILLS_S)
+@pytest.mark.timeout(120 + 8 * KILLS_S)
 def test_random_kills_of_broker_and_sender(tmp_path: Path) -> None:
     async def main() -> None:
         with broker(tmp_path, has_jetstream=True) as server:
