@@ -16,6 +16,7 @@ that it survives the process, but no disk is made to sync for it.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -67,11 +68,12 @@ class OutboxDamaged(Exception):
 
 
 class OutboxFile:
-    """Args: path; epoch, of this run. Raises OutboxDamaged, sqlite3.Error; nothing stays open then."""
+    """Args: path; epoch, of this run. Raises OutboxDamaged, sqlite3.Error, OSError; nothing stays open then."""
 
     def __init__(self, path: Path, epoch: str) -> None:
         self.waiting = 0  # events that are not acknowledged
         self.bytes = 0  # of all events, whatever is free in the file besides
+        _make_private(path)
         self._db = sqlite3.connect(path, isolation_level=None, timeout=0.0, check_same_thread=False)
         try:
             self._open(path, epoch)
@@ -92,7 +94,6 @@ class OutboxFile:
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA journal_size_limit=4194304")
         db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={SCHEMA}; COMMIT")
-        path.chmod(0o600)
         self.acked = self._mark("acked")
         self.has_stream = bool(self._mark("stream"))
         self.made = self._mark("made")
@@ -189,9 +190,9 @@ class OutboxFile:
         """Nothing is acknowledged by a stream that was made then (0: not known). It may have some of what was given out
         so far, before its time; that it has these says nothing about the older ones, not to the next run either."""
         self.early, self.replaced, self.made = self.last, self.replaced + 1, made or self.made
-        self.acked = 0
+        self.acked, self.has_stream = 0, True
         self.waiting = self._count_waiting()
-        self._write_marks(acked=0, early=self.early, replaced=self.replaced, made=self.made)
+        self._write_marks(acked=0, stream=1, early=self.early, replaced=self.replaced, made=self.made)
 
     def _write_marks(self, **marks: int) -> None:
         """A full disk is no reason to keep events from the broker."""
@@ -261,6 +262,15 @@ class OutboxFile:
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._db)
+
+
+def _make_private(path: Path) -> None:
+    """Before there is anything in it: the files that SQLite makes beside it get the same mode."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(file, 0o600)
+    finally:
+        os.close(file)
 
 
 class _Transaction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from uuid import UUID
 
 import msgspec
 import nats
+import pytest
 from nats.aio.client import Client
 from nats.js.api import RawStreamMsg
 
@@ -93,6 +95,18 @@ async def outbox(directory: Path, *, epoch: str = "e1", **changes: Any) -> Async
     wanted: dict[str, Any] = {"budget_bytes": BUDGET_BYTES, "keep_s": 600.0, **changes}
     async with Outbox(directory / "outbox.sqlite", node="node-a", epoch=epoch, **wanted) as opened:
         yield opened
+
+
+async def show_damage(box: Outbox) -> None:
+    """To the outbox as it runs: it goes on with a new file."""
+
+    def damaged(_: object) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    with pytest.raises(Exception, match="malformed"):
+        await box.ask(damaged)
 
 
 @asynccontextmanager

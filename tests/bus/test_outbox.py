@@ -19,7 +19,7 @@ from sidecar.bus.outbox_queue import MAX_QUEUED, MAX_QUEUED_STATUSES, EventQueue
 from sidecar.lifecycle.statuses import Status
 from sidecar.views import EventKind, TransferEvent
 from tests.api.fake_transfers import TRANSFER, log_event, progress_event, status_event
-from tests.bus.event_rig import numbered, outbox, patiently, until
+from tests.bus.event_rig import numbered, outbox, patiently, show_damage, until
 
 
 async def rows(box: Outbox) -> list[Row]:
@@ -287,6 +287,19 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, damage: str) -> None:
     asyncio.run(after())
 
 
+def modes_in(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
+
+
+@patiently
+async def test_its_files_are_for_nobody_else(tmp_path: Path) -> None:
+    async with outbox(tmp_path) as box:
+        box.take(log_event("x"))
+        await box.wait_written()
+        modes = modes_in(tmp_path)
+        assert "outbox.sqlite-wal" in modes and set(modes.values()) == {0o600}
+
+
 @patiently
 async def test_damage_that_shows_while_it_runs(tmp_path: Path) -> None:
     told: list[str] = []
@@ -295,13 +308,7 @@ async def test_damage_that_shows_while_it_runs(tmp_path: Path) -> None:
         box.take(log_event("x"))
         await box.wait_written()
 
-        def damaged(_: object) -> None:
-            error = sqlite3.DatabaseError("database disk image is malformed")
-            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-            raise error
-
-        with pytest.raises(Exception, match="malformed"):
-            await box.ask(damaged)
+        await show_damage(box)
         await until(lambda: bool(told))
         box.retake([status_event(1, Status.PENDING)])  # what the engine does when it hears that
         box.take(log_event("y"))
