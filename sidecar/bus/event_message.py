@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from sidecar.views import EventKind, TransferEvent
 MAX_BODY_BYTES: Final = 60 * 1024  # far below a broker's usual 1 MiB, and with headers below the 64 KiB of its clients
 _CUT: Final = " [...]"
 _ID: Final = re.compile(r"(?P<node>[A-Za-z0-9_-]{1,48})-(?P<epoch>[0-9a-z]{1,32})-(?P<number>[0-9]{1,18})", re.ASCII)
+_AGAIN_ID: Final = re.compile(rf"{_ID.pattern}-again(?P<again>[0-9]{{1,18}})", re.ASCII)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -92,25 +94,36 @@ def event_id(node: str, epoch: str, number: int) -> str:
     return f"{node}-{epoch}-{number}"
 
 
-def read_id(node: str, text: str) -> tuple[str, int] | None:
-    """(epoch, number) of an id that `event_id` made for this node, or None."""
-    found = _ID.fullmatch(text)
+class Stored(msgspec.Struct, frozen=True):
+    """Which event a stream has. again: see `headers_of`."""
+
+    epoch: str
+    number: int
+    again: int = 0
+
+
+def read_headers(node: str, headers: Mapping[str, str]) -> Stored | None:
+    """Of an event of this node, what `headers_of` made; None: of something else."""
+    folded = {name.lower(): value for name, value in headers.items()}
+    found = _ID.fullmatch(folded.get("ce-id", ""))
     if found is None or found["node"] != node:
         return None
-    return found["epoch"], int(found["number"])
+    again = _AGAIN_ID.fullmatch(folded.get("nats-msg-id", ""))
+    return Stored(found["epoch"], int(found["number"]), int(again["again"]) if again is not None else 0)
 
 
-def headers_of(node: str, row: Row, again: str = "") -> dict[str, str]:
+def headers_of(node: str, row: Row, again: int = 0) -> dict[str, str]:
     """CloudEvents, binary mode (NATS protocol binding), and the broker's own key for dropping repeats.
 
-    `again`: what makes that key another one, where the broker is to store the event a second time.
+    `again`: above 0, for which time this is sent to a stream that was made anew. Each time has a key of its own, so
+    that the broker stores the event once more.
 
     All words of ours: nothing that a stranger wrote is in a header.
     """
     at = datetime.fromtimestamp(row.time, UTC)
     identity = event_id(node, row.epoch, row.number)
     return {
-        "Nats-Msg-Id": identity + again,
+        "Nats-Msg-Id": f"{identity}-again{again}" if again else identity,
         "ce-specversion": "1.0",
         "ce-id": identity,
         "ce-source": f"/transfer-sidecar/{node}",

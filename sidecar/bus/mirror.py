@@ -11,6 +11,7 @@ was.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Sequence
@@ -168,12 +169,9 @@ class Mirror:
     async def _look(self, had_stream: bool) -> None:
         while True:
             await asyncio.sleep(random.uniform(0.75, 1.25) * self._look_s)
-            self._opened = await self._stream.open(had_stream=had_stream)
-            if await self._is_other(self._opened.made):
+            self._opened = opened = await self._stream.open(had_stream=had_stream)
+            if opened.is_kept and await self._outbox.ask(functools.partial(_is_other, made=opened.made)):
                 raise _StreamIsNew
-
-    async def _is_other(self, made: int) -> bool:
-        return await self._outbox.ask(lambda file: file.is_other_stream(made))
 
     async def _resume(self, made: int) -> None:
         """Begin after the newest of our events that the stream, which was made then, has."""
@@ -196,8 +194,9 @@ class Mirror:
 
         def decide(file: OutboxFile) -> tuple[int, int]:
             before = file.acked
-            place = file.place_of(*stored) if stored is not None else None
-            if place is None:
+            place = file.place_of(stored.epoch, stored.number) if stored is not None else None
+            is_early = stored is not None and place is not None and place <= file.early and stored.again < file.replaced
+            if place is None or is_early:
                 file.set_acked(0)
             elif place < before:
                 file.set_acked(place)
@@ -298,7 +297,7 @@ class Mirror:
     def _messages(self, window: Sequence[Row], bound: int) -> list[Message]:
         made = []
         for row in window:
-            again = f"-again{self._replaced}" if row.number <= self._early else ""
+            again = self._replaced if row.number <= self._early else 0
             headers = headers_of(self._subjects.node, row, again)
             body = row.body
             room = bound - self._connection.message_bytes(b"", headers)
@@ -321,3 +320,11 @@ class Mirror:
         self._given_up[name] = None
         self._undeliverable += 1
         _log.error("bus mirror: the event %s cannot be published: %s", name, words, extra={"transfer": row.transfer})
+
+
+def _is_other(file: OutboxFile, made: int) -> bool:
+    """Of the stream that there is. A file that has just taken the place of a damaged one does not know it yet."""
+    if file.is_other_stream(made):
+        return True
+    file.set_stream(made)
+    return False

@@ -21,7 +21,7 @@ from nats.aio.client import Client
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
 from sidecar.bus.connection import BusConnection
-from sidecar.bus.event_message import read_id
+from sidecar.bus.event_message import Stored, read_headers
 from sidecar.bus.link import BusDenied
 from sidecar.bus.subjects import Subjects
 
@@ -178,8 +178,8 @@ class EventStream:
             raise Held("bus.stream_missing", words) from error
         return Opened(is_kept=False)
 
-    async def last_stored(self) -> tuple[str, int] | None:
-        """(epoch, number) of this node's newest event in the stream; None: it has none of ours.
+    async def last_stored(self) -> Stored | None:
+        """This node's newest event in the stream; None: it has none of ours.
 
         Raises NotTold, BusDown.
         """
@@ -202,8 +202,7 @@ class EventStream:
         if headers is None:
             await self._connection.settle(ANSWER_S)
             raise NotTold
-        text = next((str(value) for name, value in headers.items() if name.lower() == "ce-id"), "")
-        return read_id(self._subjects.node, text) or ("", 0)
+        return read_headers(self._subjects.node, headers) or Stored("", 0)
 
 
 def _microseconds(at: datetime | None) -> int:

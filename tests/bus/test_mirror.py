@@ -34,6 +34,7 @@ from tests.bus.event_rig import (
     outbox,
     patiently,
     settings,
+    show_damage,
     stored,
     until,
 )
@@ -256,6 +257,51 @@ async def test_a_stream_that_was_replaced_and_a_crash(tmp_path: Path) -> None:
             async with mirroring(settings(server.url), tmp_path, epoch="e2") as m:
                 await until(lambda: m.acked == 11)
                 assert sorted(numbers(await stored(client))) == list(range(1, 12))
+
+
+@patiently
+async def test_a_stream_that_was_replaced_and_lost_its_newest_events(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is left with the event that came too early, which says nothing about those before it."""
+    with broker(tmp_path, has_jetstream=True) as server:
+        await server.wait_listening()
+        async with looking(server) as client:
+            async with mirroring(settings(server.url), tmp_path) as m:
+                m.take(*(numbered(n) for n in range(10)))
+                await m.until_sent()
+                await client.jsm().delete_stream(DEFAULT_STREAM)
+                await make_stream(client)
+                m.take(numbered(1))
+                await until(lambda: m.acked == 11)
+            for lost in range(2, 13):
+                await client.jsm().delete_msg(DEFAULT_STREAM, lost)
+            async with mirroring(settings(server.url), tmp_path, epoch="e2") as m:
+                m.take(numbered(2))
+                await m.until_sent()
+            # Whether the broker takes them again depends on what it remembers of the ids that it has lost.
+            assert "lacks events after 0 that it had acknowledged" in caplog.text
+
+
+@patiently
+async def test_a_stream_that_is_replaced_after_the_outbox_was(tmp_path: Path) -> None:
+    """An outbox that was put aside as damaged while it was in use: its follower knows the stream at the next look."""
+    with broker(tmp_path, has_jetstream=True) as server:
+        await server.wait_listening()
+        async with looking(server) as client, mirroring(settings(server.url), tmp_path, look_s=0.05) as m:
+            m.take(numbered(1))
+            await m.until_sent()
+            await show_damage(m.outbox)
+            m.take(*(numbered(n) for n in range(10)))
+            await m.until_sent()
+            file = m.outbox._file
+            assert file is not None
+            await until(lambda: file.made > 0)
+            await client.jsm().delete_stream(DEFAULT_STREAM)
+            await make_stream(client)
+            async with asyncio.timeout(20):
+                while len(await stored(client)) < 10:  # noqa: ASYNC110 - the broker has no event for it
+                    await asyncio.sleep(0.05)
 
 
 @patiently
