@@ -22,12 +22,15 @@ def take(event_id, event):
 async def follow(url, inbox):
     client = await nats.connect(url, inbox_prefix=inbox, max_reconnect_attempts=-1)
     place = ConsumerConfig(ack_wait=10, inactive_threshold=7 * 86400)  # seconds: the broker keeps it for a week
-    events = await client.jetstream().pull_subscribe("transfer.v1.event.>", "follow", "TRANSFER_EVENTS", place)
+    subscribe, events = client.jetstream().pull_subscribe, None
     while not client.is_closed:  # as after a changed password: whoever started this starts it again
         try:
+            events = events or await subscribe("transfer.v1.event.>", "follow", "TRANSFER_EVENTS", place)
             messages = await events.fetch(100, timeout=1)
-        except (nats.errors.Error, OSError, TimeoutError):  # nothing new, or the broker is away
-            messages = await asyncio.sleep(0.2, [])
+        except TimeoutError:  # nothing new
+            messages = []
+        except (nats.errors.Error, OSError):  # the broker is away, or the stream was made anew and lacks this consumer
+            events, messages = None, await asyncio.sleep(0.5, [])
         for message in messages:
             event_id = next((value for name, value in (message.headers or {}).items() if name.lower() == "ce-id"), "")
             if event_id and event_id not in seen:  # not a repeated one

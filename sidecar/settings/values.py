@@ -427,8 +427,8 @@ class Nats(Struct, frozen=True, kw_only=True):
     url: Annotated[
         str,
         Meta(
-            description="NATS servers, comma separated: `nats://host:4222`, or `tls://host:4222` (TLS before the first "
-            "byte). Empty: no bus."
+            description="NATS servers of one cluster, comma separated: `nats://host:4222`, or `tls://host:4222` (TLS "
+            "before the first byte). Empty: no bus."
         ),
     ] = ""
     token: Annotated[Secret, Meta(description="Token for the NATS server.")] = Secret()
