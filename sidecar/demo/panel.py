@@ -118,7 +118,7 @@ class StandInPanel:
         self._now = now
         self._nodes: dict[str, PanelNode] = {}
         self._rows: dict[str, _Row] = {}
-        self._faults: defaultdict[str, deque[str]] = defaultdict(deque)
+        self._faults: defaultdict[tuple[str, str | None], deque[str]] = defaultdict(deque)
         self._released = asyncio.Event()
         self._changed = asyncio.Condition()
         base = "/api/remote/servers"
@@ -170,9 +170,9 @@ class StandInPanel:
         """An administrator's hand in the database: the transfer is over, the owner stays."""
         self._rows[server].transfer = None
 
-    def script(self, route: str, *faults: str) -> None:
-        """Faults for the next calls of a route, in order."""
-        self._faults[route].extend(faults)
+    def script(self, route: str, *faults: str, node: str | None = None) -> None:
+        """Faults for the next calls of a route, in order; of that node or to it, where one is named."""
+        self._faults[route, node].extend(faults)
 
     def release(self) -> None:
         """Let held calls go on."""
@@ -327,7 +327,7 @@ class StandInPanel:
         async def answer(request: Request) -> Response:
             await request.body()
             caller = self._caller(request)
-            fault = self._next_fault(route)
+            fault = self._next_fault(route, caller.name if isinstance(caller, PanelNode) else None)
             released = self._released  # a release while the call is still at work counts for its hold behind it
             if self.before_call is not None:
                 self.before_call(route)
@@ -361,7 +361,7 @@ class StandInPanel:
         self, route: str, node: PanelNode, method: str, path: str, body: Document | None
     ) -> tuple[int | None, str]:
         """Call a node as panels do: one attempt, 15 s. Returns (status or None, body or what went wrong)."""
-        fault = self._next_fault(route)
+        fault = self._next_fault(route, node.name)
         await self._wait(fault)
         status: int | None = None
         text = "the call was lost"
@@ -382,8 +382,8 @@ class StandInPanel:
         await self._record(route, node.name, method, path, status)
         return status, text
 
-    def _next_fault(self, route: str) -> str:
-        faults = self._faults[route]
+    def _next_fault(self, route: str, node: str | None) -> str:
+        faults = self._faults[route, node] or self._faults[route, None]
         return faults.popleft() if faults else "ok"
 
     async def _wait(self, fault: str) -> None:

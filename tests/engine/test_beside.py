@@ -92,9 +92,9 @@ def test_a_daemon_that_knows_the_server_already_is_not_asked(tmp_path: Path) -> 
 def test_a_cancelled_server_starts_again_through_its_daemon(family: Family, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running_beside(tmp_path, family) as pair:
-            pair.panel.script("configuration", "ok", "hold")  # the source's question, then the destination's
+            pair.panel.script("configuration", "hold", node="b")
             await pair.move()
-            await pair.b.stage("admitting")  # its question is the one that is held, and not that of a's daemon later
+            await pair.b.stage("admitting")
             answer = await api(pair.a, "DELETE", f"/api/servers/{SERVER}/transfer")
             assert answer.status_code in (200, 202, 204)
             pair.panel.release()
@@ -338,7 +338,7 @@ def test_the_daemon_dies_before_it_told_the_panel(family: Family, tmp_path: Path
 def test_a_slow_daemon_is_waited_for(family: Family, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running_beside(tmp_path, family) as pair:
-            pair.daemon.script("transfer", "delay:0.8")  # longer than a call to the panel may take
+            pair.daemon.script("transfer", "delay:1.2")  # longer than a call to the panel may take
             await pair.move()
             await has_arrived(pair)
             assert pair.hand_overs() == [200] and len(pair.told("success")) == 1
@@ -379,7 +379,7 @@ def test_restarted_while_confirming(family: Family, agreed: bool, tmp_path: Path
         async with running_beside(tmp_path, family) as pair:
             if not agreed:
                 pair.panel.script("success", "409")
-            pair.panel.script("list", "ok", "hold")
+            pair.panel.script("list", "ok", "hold", node="b")
             await pair.move()
             await pair.b.stage("confirming_handover")
             await pair.restart("b")
@@ -439,7 +439,7 @@ def test_restarted_before_the_deletion_was_asked_for(family: Family, tmp_path: P
 def test_the_source_is_gone_before_the_hand_over(family: Family, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running_beside(tmp_path, family) as pair:
-            pair.panel.script("list", "hold")  # the look before the hand-over
+            pair.panel.script("list", "hold", node="b")  # the look before the hand-over
             await pair.move()
             await pair.b.stage("handing_over")
             await soon(lambda: not pair.a.node.view(SERVER) or pair.a.node.view(SERVER).stage == "awaiting_verdict")  # type: ignore[union-attr]

@@ -34,10 +34,10 @@ SETTLE_S: Final = 30.0
 # What a panel or the way to it does to one call. None of these is a lie: a 409 that is not true, or a 2xx for nothing,
 # no rule can survive in every case; each has its own test in `test_rules_*`.
 FAULTS: Final = {
-    "configuration": ("500", "403", "404", "drop-before", "drop-after", "delay:0.1", "delay:0.3", "ok"),
-    "list": ("500", "403", "429", "drop-before", "drop-after", "delay:0.1", "delay:0.3", "body:{}", "ok"),
-    "success": ("500", "503", "429", "drop-before", "drop-after", "delay:0.1", "delay:0.3", "ok"),
-    "failure": ("500", "503", "429", "drop-before", "drop-after", "delay:0.1", "delay:0.3", "ok"),
+    "configuration": ("500", "403", "404", "drop-before", "drop-after", "delay:0.1", "delay:1", "ok"),
+    "list": ("500", "403", "429", "drop-before", "drop-after", "delay:0.1", "delay:1", "body:{}", "ok"),
+    "success": ("500", "503", "429", "drop-before", "drop-after", "delay:0.1", "delay:1", "ok"),
+    "failure": ("500", "503", "429", "drop-before", "drop-after", "delay:0.1", "delay:1", "ok"),
     "delete": ("drop-before", "drop-after", "delay:0.2", "ok"),
     "start": ("ok", "ok", "ok", "ok", "drop-after", "drop-before"),
 }
