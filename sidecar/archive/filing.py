@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from sidecar.archive.durable import disk_errors, fsync_directory, host_failed, is_directory
+from sidecar.archive.moving import move
 from sidecar.archive.staging import STAGING_NAME, TRASH_NAME, LayoutKind, VolumeLayout, make_private, safe_name
 from sidecar.archive.trash import move_to_trash
 
@@ -136,7 +137,7 @@ class Filing:
                 make_private(self._layout.staging_root)
                 make_private(self._layout.volume)
                 for path in present:
-                    os.rename(path, self.staged(path.name))  # noqa: PTH104 - the only name of it
+                    move(path, self.staged(path.name))
                 fsync_directory(self._layout.volume)
                 for parent in {path.parent for path in present}:
                     fsync_directory(parent)

@@ -31,6 +31,7 @@ from typing import Final
 import msgspec
 
 from sidecar.archive.durable import disk_errors, fsync_directory, is_directory, sync_filesystem, write_file_durably
+from sidecar.archive.moving import move
 from sidecar.archive.remove_tree import remove_tree
 from sidecar.errors import HostFailed, Refused
 
@@ -195,7 +196,7 @@ def _commit_directory(layout: VolumeLayout, staging_path: Path, identity: Identi
         if os.path.lexists(layout.volume):
             raise Refused("volume.exists", f"{layout.volume} exists already", path=str(layout.volume))
         step("rename")
-        os.rename(staging_path, layout.volume)  # noqa: PTH104 - onto nothing, as was just seen
+        move(staging_path, layout.volume)
     step("sync volumes")
     fsync_directory(layout.volume.parent)
     step("sync staging")
@@ -244,7 +245,7 @@ def _move_up(layout: VolumeLayout, staging_path: Path, step: Step) -> None:
         if name != FILESYSTEM_OWN and os.path.lexists(target):
             raise Refused("volume.exists", f"{target} appeared while the volume was committed", path=str(target))
         step(f"move {name}")
-        os.rename(staging_path / name, target)  # noqa: PTH104 - onto nothing, as was just seen
+        move(staging_path / name, target)
     step("sync moves")
     fsync_directory(layout.volume)
     fsync_directory(staging_path)

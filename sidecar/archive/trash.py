@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from sidecar.archive.durable import disk_errors, fsync_directory, is_directory, write_file_durably
+from sidecar.archive.moving import move
 from sidecar.archive.remove_tree import remove_tree
 from sidecar.archive.staging import (
     MARKER_NAME,
@@ -78,7 +79,7 @@ def move_to_trash(
         item = begun if begun is not None else _begin(layout, server, label, prefix, now_s, step)
         if layout.kind is LayoutKind.DIRECTORY:
             step("rename")
-            os.rename(layout.volume, item.path)  # noqa: PTH104 - onto nothing: the item is not complete
+            move(layout.volume, item.path)  # onto nothing: the item is not complete
         else:
             _gather(layout, item.path, step)
         step("sync")
@@ -117,7 +118,7 @@ def _gather(layout: VolumeLayout, target: Path, step: Step) -> None:
         step(f"move {name}")
         if os.path.lexists(partial / name):
             raise HostFailed("disk.failed", f"{name!r} appeared again while the volume was moved to the trash")
-        os.rename(layout.volume / name, partial / name)  # noqa: PTH104 - onto nothing, as was just seen
+        move(layout.volume / name, partial / name)
     step("unmark")
     (layout.volume / MARKER_NAME).unlink(missing_ok=True)
     fsync_directory(partial)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from sidecar.archive.durable import disk_errors, fsync_directory, is_directory
+from sidecar.archive.moving import move
 from sidecar.archive.staging import OWN_PREFIX
 from sidecar.errors import HostFailed
 
@@ -87,7 +88,7 @@ def _move_into(path: Path, target: Path) -> None:
         while os.path.lexists(place := target / f"{path.name}.sidecar-kept-{number}"):
             number += 1
         log.warning("%s has another file of that name: kept as %s", target / path.name, place.name)
-    os.rename(path, place)  # noqa: PTH104 - onto nothing, as was just seen
+    move(path, place)
 
 
 def _is_equal(one: Path, other: Path) -> bool:
