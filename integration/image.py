@@ -5,6 +5,7 @@ Everything is read-only, without capabilities, and on no network of the engine's
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Mapping
@@ -33,7 +34,13 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 def build(tag: str) -> None:
-    """Raises NoImage; fails the test where the build itself fails."""
+    """Raises NoImage; fails the test where the build itself fails. Tests that run side by side build one by one."""
+    with (ROOT / "docker/build").open("rb") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        _build(tag)
+
+
+def _build(tag: str) -> None:
     for command in (["make", "tools"], ["docker/build", tag]):
         done = run(command, timeout_s=_BUILD_S)
         if done.code == _LACKING:
