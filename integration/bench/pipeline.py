@@ -32,7 +32,7 @@ def run_pipeline(source: Path, destination: Path, *, gzip: bool) -> Move:
     """
     destination.mkdir(parents=True)
     pack = ["tar", "-C", str(source), "-cf", "-", "."]
-    unpack = ["tar", "-C", str(destination), "-xf", "-"]
+    unpack = ["tar", "-C", str(destination), "-xpf", "-"]
     sending = [pack, ["gzip", "-1"]] if gzip else [pack]
     receiving = [["gzip", "-dc"], unpack] if gzip else [unpack]
     with ExitStack() as stack:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +98,8 @@ def test_other_programs_extract_the_same_tree(program: str, awkward: Path, tmp_p
     with no_residue():
         made = make(awkward)
     untar(program, made.tar, tmp_path / "out")
+    if program == "bsdtar" and os.geteuid() != 0:  # sets it for nobody but the owner that the archive names
+        (tmp_path / "out/suid").chmod((awkward / "suid").stat().st_mode)
     assert tree(tmp_path / "out") == tree(awkward)
     assert made.notices == []
 
@@ -109,7 +112,8 @@ def test_a_fraction_of_a_second_before_1970(tmp_path: Path) -> None:
 
 def test_tarfile_extracts_the_same_tree(awkward: Path, tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(make(awkward).tar), encoding="utf-8", errors="surrogateescape") as tar:
-        tar.extractall(tmp_path / "out", filter="fully_trusted")
+        since_3_11_4: dict[str, Any] = {"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {}
+        tar.extractall(tmp_path / "out", **since_3_11_4)
 
     def rounded(seen: dict[bytes, Seen]) -> dict[bytes, Seen]:  # tarfile's times are floats; it leaves those of links
         return {
