@@ -105,7 +105,7 @@ def test_a_start_from_outside_aborts_the_transfer(world: World, tmp_path: Path) 
     """Somebody's console was open: seen in the engine's events, before a wrong archive is committed."""
 
     async def scenario(scene: BesideScene) -> None:
-        scene.panel.script("configuration", "ok", "hold")  # the source's question, then the destination's
+        scene.panel.script("configuration", "hold", node="node-b")
         await scene.move()
         await scene.until_shown("node-a", stage="sending")
         server = scene.daemons["node-a"].find(scene.server)
