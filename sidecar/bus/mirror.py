@@ -11,7 +11,6 @@ was.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import random
 from collections.abc import Sequence
@@ -170,16 +169,20 @@ class Mirror:
         while True:
             await asyncio.sleep(random.uniform(0.75, 1.25) * self._look_s)
             self._opened = opened = await self._stream.open(had_stream=had_stream)
-            if opened.is_kept and await self._outbox.ask(functools.partial(_is_other, made=opened.made)):
+            if opened.is_kept and not await self._meet(opened.made):
                 raise _StreamIsNew
+
+    async def _meet(self, made: int) -> bool:
+        return await self._outbox.ask(lambda file: file.meet_stream(made))
 
     async def _resume(self, made: int) -> None:
         """Begin after the newest of our events that the stream, which was made then, has."""
         is_new, self._is_new = self._is_new, False
 
         def meet(file: OutboxFile) -> tuple[bool, int, int]:
-            is_other = is_new or file.is_other_stream(made)
-            file.begin_again(made) if is_other else file.set_stream(made)
+            is_other = not file.meet_stream(made) or is_new
+            if is_other:
+                file.begin_again(made)
             return is_other, file.early, file.replaced
 
         is_other, self._early, self._replaced = await self._outbox.ask(meet)
@@ -320,11 +323,3 @@ class Mirror:
         self._given_up[name] = None
         self._undeliverable += 1
         _log.error("bus mirror: the event %s cannot be published: %s", name, words, extra={"transfer": row.transfer})
-
-
-def _is_other(file: OutboxFile, made: int) -> bool:
-    """Of the stream that there is. A file that has just taken the place of a damaged one does not know it yet."""
-    if file.is_other_stream(made):
-        return True
-    file.set_stream(made)
-    return False

@@ -176,15 +176,17 @@ class OutboxFile:
             self.waiting = self._count_waiting()
         self._write_marks(acked=number)
 
-    def is_other_stream(self, made: int) -> bool:
-        """Whether a stream that was made then (0: not known) is not the one that acknowledged."""
-        return bool(made and self.made and made != self.made)
+    def meet_stream(self, made: int) -> bool:
+        """There is a stream, made then (0: not known). Returns False, and notes nothing, where another acknowledged.
 
-    def set_stream(self, made: int) -> None:
-        """There is a stream, made then (0: not known)."""
-        if not self.has_stream or (made and made != self.made):
+        A file that has just taken the place of a damaged one knows of none yet.
+        """
+        if made and self.made and made != self.made:
+            return False
+        if not self.has_stream or (made and not self.made):
             self.has_stream, self.made = True, made or self.made
             self._write_marks(stream=1, made=self.made)
+        return True
 
     def begin_again(self, made: int) -> None:
         """Nothing is acknowledged by a stream that was made then (0: not known). It may have some of what was given out
