@@ -72,11 +72,15 @@ async def serve(settings: Settings) -> None:
         log.warning("%s", remark)
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    asked: list[float] = []
+    asked_at: float | None = None
 
     def signalled() -> None:
-        asked.append(loop.time())
-        (hurry if asked[-1] - asked[0] >= _SAME_SIGNAL_S else stop).set()
+        nonlocal asked_at
+        if asked_at is None:
+            asked_at = loop.time()
+            stop.set()
+        elif loop.time() - asked_at >= _SAME_SIGNAL_S:
+            hurry.set()
 
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, signalled)
