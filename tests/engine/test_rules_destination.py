@@ -493,7 +493,7 @@ def test_d6f_listed_after_the_failure_was_answered_is_ours_after_all(tmp_path: P
     async def scenario() -> None:
         async with from_a_stranger(tmp_path) as (pair, _):
             pair.panel.script("success", "delay:1.5")
-            pair.panel.script("failure", *["hold"] * 4)
+            pair.panel.script("failure", *["hold"] * 6)
             async with raw_upload(pair.b, body_of()) as upload:
                 await pair.b.stage("announcing")
                 await asyncio.sleep(0.05)
