@@ -158,6 +158,12 @@ async def stored(client: Client, stream: str = DEFAULT_STREAM) -> list[RawStream
     return [await jsm.get_msg(stream, seq, direct=True) for seq in seqs]
 
 
+async def replace_stream(client: Client) -> None:
+    """Delete it, and make it anew at once."""
+    await client.jsm().delete_stream(DEFAULT_STREAM)
+    await make_stream(client)
+
+
 def ids(messages: list[RawStreamMsg]) -> list[str]:
     return [(message.headers or {})["ce-id"] for message in messages]
 

@@ -12,9 +12,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from sidecar.bus.stream import DEFAULT_STREAM
 from tests.bus.configured import PASSWORDS, configured, someone
-from tests.bus.event_rig import make_stream, until
+from tests.bus.event_rig import replace_stream, until
 from tests.bus.events import message, publish, streaming
 from tests.bus.test_permissions import prepare
 from tests.watch.test_run import in_loop
@@ -85,8 +84,7 @@ async def test_a_stream_that_is_deleted_and_made_anew_is_followed_on(tmp_path: P
     async with streaming(tmp_path) as (server, client), following(server.url) as follower:
         await publish(client, *(message("logs", seq) for seq in range(1, 4)))
         assert await follower.seqs(3) == [1, 2, 3]
-        await client.jsm().delete_stream(DEFAULT_STREAM)
-        await make_stream(client)
+        await replace_stream(client)
         await publish(client, *(message("logs", seq) for seq in (4, 1, 2, 3, 4)))  # as a node tells again what it has
         await publish(client, message("logs", 5))
         assert await follower.seqs(2) == [4, 5]

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 
@@ -70,8 +71,14 @@ async def broker_is_killed(server: Broker, random: Random, until: float) -> int:
     return count
 
 
-async def finish(directory: Path, server: Broker) -> list[RawStreamMsg]:
-    """What the stream has when a last driver has ended in peace."""
+async def harried(
+    directory: Path, server: Broker, seed: int, harry: Callable[[Broker, Random, float], Awaitable[int]]
+) -> tuple[int, int, list[RawStreamMsg]]:
+    """Kills of the sender, what else was done to it, and what the stream has when a last driver has ended in peace."""
+    until = time.monotonic() + KILLS_S
+    drivers, others = await asyncio.gather(
+        drivers_are_killed(directory, server.url, Random(seed), until), harry(server, Random(seed + 1), until)
+    )
     decided = len(Ledger(directory / "ledger").decisions)
     last = await drive(directory, server.url, "last", decided + 10)
     assert last.stdout is not None
@@ -79,7 +86,7 @@ async def finish(directory: Path, server: Broker) -> list[RawStreamMsg]:
         assert await last.stdout.readline() == b"done\n"
         await last.wait()
     async with looking(server) as client:
-        return await stored(client)
+        return drivers, others, await stored(client)
 
 
 def check(found: list[RawStreamMsg], ledger: Ledger) -> None:
@@ -139,12 +146,7 @@ def test_a_stream_that_is_remade_again_and_again_while_the_sender_is_killed(tmp_
             await server.wait_listening()
             async with looking(server) as client:
                 await make_stream(client)
-            until = time.monotonic() + KILLS_S
-            drivers, streams = await asyncio.gather(
-                drivers_are_killed(tmp_path, server.url, Random(7), until),
-                stream_is_remade(server, Random(8), until),
-            )
-            found = await finish(tmp_path, server)
+            drivers, streams, found = await harried(tmp_path, server, 7, stream_is_remade)
             check_remade(found, Ledger(tmp_path / "ledger"))
             print(f"{drivers} kills of the sender, {streams} streams, {len(set(ids(found)))} events")
 
@@ -156,12 +158,7 @@ def test_random_kills_of_broker_and_sender(tmp_path: Path) -> None:
     async def main() -> None:
         with broker(tmp_path, has_jetstream=True) as server:
             await server.wait_listening()
-            until = time.monotonic() + KILLS_S
-            drivers, brokers = await asyncio.gather(
-                drivers_are_killed(tmp_path, server.url, Random(5), until),
-                broker_is_killed(server, Random(6), until),
-            )
-            found = await finish(tmp_path, server)
+            drivers, brokers, found = await harried(tmp_path, server, 5, broker_is_killed)
             check(found, Ledger(tmp_path / "ledger"))
             print(
                 f"{drivers} kills of the sender, {brokers} of the broker, "

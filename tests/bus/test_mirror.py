@@ -33,6 +33,7 @@ from tests.bus.event_rig import (
     numbers,
     outbox,
     patiently,
+    replace_stream,
     settings,
     show_damage,
     stored,
@@ -209,8 +210,7 @@ async def test_a_stream_that_is_replaced_at_once(tmp_path: Path) -> None:
         async with looking(server) as client, mirroring(settings(server.url), tmp_path) as m:
             m.take(*(numbered(n) for n in range(10)))
             await m.until_sent()
-            await client.jsm().delete_stream(DEFAULT_STREAM)
-            await make_stream(client)
+            await replace_stream(client)
             m.take(numbered(1))
             await until(lambda: m.acked == 11)
             # One came before it was known that the stream lacks the others. Then all came in their order, it too.
@@ -227,8 +227,7 @@ async def test_the_newest_status_is_the_last_of_a_stream_that_was_replaced(tmp_p
         async with looking(server) as client, mirroring(settings(server.url), tmp_path) as m:
             m.take(status_event(1, Status.PENDING), status_event(2, Status.PROCESSING))
             await m.until_sent()
-            await client.jsm().delete_stream(DEFAULT_STREAM)
-            await make_stream(client)
+            await replace_stream(client)
             m.take(status_event(3, Status.COMPLETED))
             await until(lambda: m.acked == 3)
             found = await stored(client)
@@ -246,8 +245,7 @@ async def test_a_stream_that_was_replaced_and_a_crash(tmp_path: Path) -> None:
             async with mirroring(settings(server.url), tmp_path) as m:
                 m.take(*(numbered(n) for n in range(10)))
                 await m.until_sent()
-            await client.jsm().delete_stream(DEFAULT_STREAM)
-            await make_stream(client)
+            await replace_stream(client)
             async with outbox(tmp_path) as box:  # what is left of a run that was killed before it knew
                 box.take(numbered(1))
                 await box.wait_written()
@@ -270,8 +268,7 @@ async def test_a_stream_that_was_replaced_and_lost_its_newest_events(
             async with mirroring(settings(server.url), tmp_path) as m:
                 m.take(*(numbered(n) for n in range(10)))
                 await m.until_sent()
-                await client.jsm().delete_stream(DEFAULT_STREAM)
-                await make_stream(client)
+                await replace_stream(client)
                 m.take(numbered(1))
                 await until(lambda: m.acked == 11)
             for lost in range(2, 13):
@@ -297,8 +294,7 @@ async def test_a_stream_that_is_replaced_after_the_outbox_was(tmp_path: Path) ->
             file = m.outbox._file
             assert file is not None
             await until(lambda: file.made > 0)
-            await client.jsm().delete_stream(DEFAULT_STREAM)
-            await make_stream(client)
+            await replace_stream(client)
             async with asyncio.timeout(20):
                 while len(await stored(client)) < 10:  # noqa: ASYNC110 - the broker has no event for it
                     await asyncio.sleep(0.05)
@@ -311,8 +307,7 @@ async def test_an_idle_node_sees_that_the_stream_was_replaced(tmp_path: Path) ->
         async with looking(server) as client, mirroring(settings(server.url), tmp_path, look_s=0.05) as m:
             m.take(*(numbered(n) for n in range(10)))
             await m.until_sent()
-            await client.jsm().delete_stream(DEFAULT_STREAM)
-            await make_stream(client)
+            await replace_stream(client)
             async with asyncio.timeout(20):
                 while len(await stored(client)) < 10:  # noqa: ASYNC110 - the broker has no event for it
                     await asyncio.sleep(0.05)
@@ -402,8 +397,7 @@ async def test_events_that_no_broker_takes_stop_nothing(tmp_path: Path) -> None:
                 found = await stored(client)
                 assert numbers(found) == [1, 2, 4]
                 assert m.mirror.facts().undeliverable == 1
-                await client.jsm().delete_stream(DEFAULT_STREAM)
-                await make_stream(client)
+                await replace_stream(client)
                 m.take(status_event(5, Status.COMPLETED))
                 await until(lambda: m.acked == 5)
                 assert sorted(numbers(await stored(client))) == [1, 2, 4, 5]
